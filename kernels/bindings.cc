@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// Python's way in: NumPy arrays through nanobind, never converted. bfloat16 arrives as uint16, its bits.
+// Everything that a person can get wrong was refused in Python already; the checks here keep memory safe whatever arrives.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "engine.h"
+
+namespace nb = nanobind;
+
+namespace tconv3d {
+
+namespace {
+
+using Input = nb::ndarray<nb::ro>;
+using Output = nb::ndarray<>;
+using Sizes = std::array<int64_t, 3>;
+
+template <class Array>
+DType dtype_of(const Array& a) {
+  const nb::dlpack::dtype t = a.dtype();
+  if (t.lanes == 1) {
+    if (t == nb::dtype<float>()) return DType::float32;
+    if (t == nb::dtype<double>()) return DType::float64;
+    if (t.code == uint8_t(nb::dlpack::dtype_code::Float) && t.bits == 16) return DType::float16;
+    if (t.code == uint8_t(nb::dlpack::dtype_code::UInt) && t.bits == 16) return DType::bfloat16;
+  }
+  throw nb::type_error("the engine takes float16, bfloat16 (as uint16), float32 and float64");
+}
+
+template <class Array>
+View view_of(const Array& a, size_t rank) {
+  if (a.ndim() != rank) throw nb::value_error("the engine takes arrays of rank 5, and rank 1 for a bias");
+  View v{const_cast<void*>(static_cast<const void*>(a.data())), dtype_of(a), {}};
+  for (size_t i = 0; i < rank; ++i) v.stride[i] = a.stride(i);
+  return v;
+}
+
+void require(bool ok, const char* what) {
+  if (!ok) throw nb::value_error(what);
+}
+
+template <class X, class W, class Y>
+Problem problem_of(const X& x, const W& w, const Y& y, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups) {
+  require(x.ndim() == 5 && w.ndim() == 5 && y.ndim() == 5, "input, weight and output have rank 5");
+  require(groups > 0, "groups is positive");
+  Problem p{int64_t(x.shape(0)), groups, int64_t(w.shape(0)), int64_t(w.shape(1)) * groups, {}};
+  require(int64_t(x.shape(1)) == p.in_channels && int64_t(y.shape(1)) == p.out_channels && int64_t(y.shape(0)) == p.batch, "batch and channels agree");
+  require(p.in_channels % groups == 0, "groups divides in_channels");
+  require(dtype_of(x) == dtype_of(w) && dtype_of(x) == dtype_of(y), "input, weight and output have one dtype");
+  for (size_t a = 0; a < 3; ++a) {
+    p.axis[a] = {int64_t(x.shape(a + 2)), int64_t(w.shape(a + 2)), stride[a], dilation[a], crop[a], int64_t(y.shape(a + 2))};
+    require(stride[a] > 0 && dilation[a] > 0, "stride and dilation are positive");
+  }
+  return p;
+}
+
+// Ctrl-C: Python's signal handlers run between tasks, on the thread that called.
+bool signalled() {
+  nb::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+template <class F>
+void without_gil(F f) {
+  try {
+    nb::gil_scoped_release release;
+    f();
+  } catch (const Interrupted&) {
+    throw nb::python_error();
+  }
+}
+
+Options options_of(int threads, Family family, PackedPanels* packed) {
+  Options o;
+  o.threads = threads > 0 ? std::min(threads, kMaxThreads) : get_num_threads();
+  o.family = family;
+  o.packed = packed;
+  o.stop = signalled;
+  return o;
+}
+
+constexpr size_t kAdviseBytes = size_t(4) << 20;
+
+void advise(const Output& y) {
+  if (y.nbytes() >= kAdviseBytes) advise_huge(y.data(), y.nbytes());
+}
+
+void py_forward(const Input& x, const Input& w, const std::optional<Input>& bias, const Output& y, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
+                int64_t groups, int threads, PackedPanels* packed, Family family) {
+  const Problem p = problem_of(x, w, y, stride, dilation, crop, groups);
+  const View vx = view_of(x, 5), vw = view_of(w, 5), vy = view_of(y, 5);
+  View vb{};
+  if (bias) {
+    vb = view_of(*bias, 1);
+    require(int64_t(bias->shape(0)) == p.out_channels && vb.dtype == vx.dtype, "bias has out_channels elements of the input's dtype");
+  }
+  const Options o = options_of(threads, family, packed);
+  advise(y);
+  without_gil([&] { forward(p, vx, vw, bias ? &vb : nullptr, vy, o); });
+}
+
+void py_input_grad(const Input& gy, const Input& w, const Output& gx, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups, int threads,
+                   PackedPanels* packed, Family family) {
+  const Problem p = problem_of(gx, w, gy, stride, dilation, crop, groups);
+  const View vgy = view_of(gy, 5), vw = view_of(w, 5), vgx = view_of(gx, 5);
+  const Options o = options_of(threads, family, packed);
+  advise(gx);
+  without_gil([&] { input_grad(p, vgy, vw, vgx, o); });
+}
+
+void py_weight_grad(const Input& x, const Input& gy, const Output& gw, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups, int threads) {
+  const Problem p = problem_of(x, gw, gy, stride, dilation, crop, groups);
+  const View vx = view_of(x, 5), vgy = view_of(gy, 5), vgw = view_of(gw, 5);
+  const Options o = options_of(threads, Family::automatic, nullptr);
+  without_gil([&] { weight_grad(p, vx, vgy, vgw, o); });
+}
+
+void py_bias_grad(const Input& gy, const Output& gb, int threads) {
+  require(gy.ndim() == 5 && gb.ndim() == 1 && gb.shape(0) == gy.shape(1) && dtype_of(gy) == dtype_of(gb), "grad_output has rank 5, grad_bias one element per channel");
+  Problem p{int64_t(gy.shape(0)), 1, 1, int64_t(gy.shape(1)), {}};
+  for (size_t a = 0; a < 3; ++a) p.axis[a] = {1, 1, 1, 1, 0, int64_t(gy.shape(a + 2))};
+  const View vgy = view_of(gy, 5), vgb = view_of(gb, 1);
+  const Options o = options_of(threads, Family::automatic, nullptr);
+  without_gil([&] { bias_grad(p, vgy, vgb, o); });
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  m.doc() = "The compiled engine of tconv3d. Use tconv3d itself: this module's functions take arguments that were checked already.";
+  nb::class_<PackedPanels>(m, "PackedPanels", "Packed weights, kept by the layout that each plan asked for.").def(nb::init<>());
+  nb::enum_<Family>(m, "Family", "Which way round the register tile is laid; both give the same bits.")
+      .value("automatic", Family::automatic)
+      .value("spatial", Family::spatial)
+      .value("channels", Family::channels);
+
+  m.def("forward", &py_forward, nb::arg("input").noconvert(), nb::arg("weight").noconvert(), nb::arg("bias").noconvert().none(), nb::arg("output").noconvert(),
+        nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"), nb::arg("threads") = 0, nb::arg("packed").none() = nb::none(),
+        nb::arg("family") = Family::automatic, "Writes the transposed convolution into output.");
+  m.def("input_grad", &py_input_grad, nb::arg("grad_output").noconvert(), nb::arg("weight").noconvert(), nb::arg("grad_input").noconvert(), nb::arg("stride"),
+        nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"), nb::arg("threads") = 0, nb::arg("packed").none() = nb::none(),
+        nb::arg("family") = Family::automatic, "Writes the gradient of the input into grad_input.");
+  m.def("weight_grad", &py_weight_grad, nb::arg("input").noconvert(), nb::arg("grad_output").noconvert(), nb::arg("grad_weight").noconvert(), nb::arg("stride"),
+        nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"), nb::arg("threads") = 0, "Writes the gradient of the weight into grad_weight.");
+  m.def("bias_grad", &py_bias_grad, nb::arg("grad_output").noconvert(), nb::arg("grad_bias").noconvert(), nb::arg("threads") = 0,
+        "Writes the sum of grad_output over batch and space into grad_bias.");
+
+  m.def("get_num_threads", &get_num_threads, "Threads that a call uses.");
+  m.def("set_num_threads", &set_num_threads, nb::arg("n"), "Sets the threads that a call uses, 1 to 256.");
+  m.def("instruction_sets", [] {
+    std::vector<std::string> names;
+    for (int i = 0; available_isa(i); ++i) names.emplace_back(available_isa(i));
+    return names;
+  }, "Instruction sets that this build and this machine have, best first.");
+  m.def("active_instruction_set", [] { return std::string(active_kernels().name); }, "The instruction set in use.");
+  m.def("set_instruction_set", [](const std::string& name) { set_active_kernels(name.c_str()); }, nb::arg("name"), "Chooses an instruction set by name.");
+  m.def("cache_bytes", &cache_bytes, "Second-level cache per core, in bytes, as the block sizes see it.");
+}
+
+}  // namespace tconv3d

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+// Channels on the vector lanes: for few positions and many channels. The rows of a tile are any positions of any images, each read
+// through a pointer into the source with channels last, so there is no halo and no short-row waste, and a tap that no row of a tile reaches is
+// left out. Phases that read the same source samples lie side by side in one panel: kernel == stride becomes one matrix product.
+#include <cstring>
+#include <limits>
+
+#include "cost.h"
+#include "panels.h"
+
+namespace tconv3d {
+
+namespace {
+
+// The source with channels last, widened: the array itself where it already is that, else a copy.
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t image, depth, row, position;  // strides
+};
+
+constexpr int64_t kMaxCopiedBytes = int64_t(32) << 20;
+constexpr int64_t kTaskPositions = 256;  // positions whose accumulators stay in the second-level cache: 256 x 64 x 4 B = 64 KiB
+
+template <class T>
+bool is_rows(const View& v) {
+  return v.stride[1] == 1 && v.element_size() == int64_t(sizeof(T));
+}
+
+int64_t source_positions(const Gather& g) { return g.batch * g.axis[0].source_size * g.axis[1].source_size * g.axis[2].source_size; }
+
+std::vector<int64_t> tap_key(const Combo& combo) {
+  std::vector<int64_t> key;
+  for (const Phase* p : combo) {
+    key.push_back(int64_t(p->taps.size()));
+    for (const Tap& t : p->taps) key.insert(key.end(), {t.offset, t.source_phase});
+  }
+  return key;
+}
+
+std::vector<PhaseSet> phase_sets(const Gather& g) {
+  std::vector<PhaseSet> sets;
+  std::map<std::vector<int64_t>, size_t> index;
+  for (const Phase& d : g.axis[0].phases)
+    for (const Phase& h : g.axis[1].phases)
+      for (const Phase& w : g.axis[2].phases) {
+        const Combo combo{&d, &h, &w};
+        const auto [at, fresh] = index.emplace(tap_key(combo), sets.size());
+        if (fresh) sets.push_back({{}, int64_t(d.taps.size() * h.taps.size() * w.taps.size())});
+        sets[at->second].members.push_back(combo);
+      }
+  return sets;
+}
+
+struct TileShape {
+  int64_t rows, vectors;
+  double cycles;  // for one reduction step of one position and all columns
+};
+
+// Rows and vectors with the fewest cycles for so many columns and positions.
+template <class T>
+TileShape tile_shape(const TileKernels<T>& k, int64_t columns, int64_t positions) {
+  TileShape best{0, 0, std::numeric_limits<double>::infinity()};
+  for (int64_t vectors = 1; vectors <= 4; ++vectors)
+    for (int64_t rows = 1; rows <= kMaxPointerRows && rows <= positions; ++rows) {
+      if (!k.pointer[vectors][rows]) continue;
+      const double tiles = double(ceil_div(positions, rows)) / double(positions);
+      const double cycles = double(ceil_div(columns, vectors * k.lanes)) * step_cycles(rows, vectors, 1) * tiles;
+      if (cycles < best.cycles) best = {rows, vectors, cycles};
+    }
+  return best;
+}
+
+std::array<int64_t, 3> set_positions(const PhaseSet& set) {
+  std::array<int64_t, 3> n{};
+  for (const Combo& c : set.members)
+    for (size_t a = 0; a < 3; ++a) n[a] = std::max(n[a], c[a]->count);
+  return n;
+}
+
+int64_t volume(const std::array<int64_t, 3>& n) { return n[0] * n[1] * n[2]; }
+
+template <class T>
+class ChannelsRun {
+ public:
+  ChannelsRun(const Gather& g, const Panels& panels, const std::vector<int64_t>& tile_rows, const Rows<T>& rows, const Kernels& kernels)
+      : g_(g), panels_(panels), tile_rows_(tile_rows), rows_(rows), k_(tiles<T>(kernels)), zeros_(size_t(g.channels), T(0)) {
+    for (size_t s = 0; s < panels.sets().size(); ++s) {
+      const PanelSet& set = panels.sets()[s];
+      const int64_t positions = g.batch * volume(set_positions(set.phases)), ranges = ceil_div(positions, kTaskPositions);
+      for (size_t t = 0; t < set.tiles.size(); ++t) {
+        widest_ = std::max(widest_, set.tiles[t].width);
+        for (int64_t group = 0; group < g.groups; ++group)
+          for (int64_t r = 0; r < ranges; ++r) tasks_.push_back({s, t, group, r * positions / ranges, (r + 1) * positions / ranges});
+      }
+    }
+    // Long tasks first: the last ones even out the threads.
+    std::stable_sort(tasks_.begin(), tasks_.end(), [&](const Task& a, const Task& b) { return panels_.sets()[a.set].phases.taps > panels_.sets()[b.set].phases.taps; });
+  }
+
+  int64_t tasks() const { return int64_t(tasks_.size()); }
+  int64_t scratch_size() const { return (kTaskPositions + kMaxPointerRows) * widest_; }
+
+  void run(int64_t index, T* c) const {
+    const Task& task = tasks_[size_t(index)];
+    const PanelSet& set = panels_.sets()[task.set];
+    const ColumnTile& tile = set.tiles[task.tile];
+    const std::array<int64_t, 3> extent = set_positions(set.phases);
+    const int64_t tile_rows = tile_rows_[task.set];
+    std::vector<const T*> pointers(size_t(set.phases.taps * tile_rows));
+    std::vector<int64_t> lane_offset(size_t(set.phases.taps));
+    for (int64_t channel = 0; channel < g_.channels; channel += panels_.chunk()) {
+      const int64_t channels = std::min(panels_.chunk(), g_.channels - channel);
+      PointerTile<T> job;
+      job.rows = pointers.data();
+      job.lanes = panels_.template at<T>(set, task.group, tile, channel);
+      job.lane_offset = lane_offset.data();
+      job.steps = channels;
+      job.row_step = 1;
+      job.lane_step = job.ldc = tile.width;
+      job.accumulate = channel > 0;
+      for (int64_t p = task.begin; p < task.end; p += tile_rows) {
+        const int64_t rows = std::min(tile_rows, task.end - p);
+        job.segments = 0;
+        for_each_tap(set.phases.members[0], [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) {
+          if (!aim(&pointers[size_t(job.segments * rows)], p, rows, extent, task.group * g_.channels + channel, d, h, w)) return;
+          lane_offset[size_t(job.segments++)] = t * channels * tile.width;
+        });
+        job.c = c + (p - task.begin) * tile.width;
+        k_.pointer[tile.width / k_.lanes][rows](job);
+      }
+    }
+    store(task, set, tile, extent, c);
+  }
+
+ private:
+  struct Task {
+    size_t set, tile;
+    int64_t group, begin, end;
+  };
+
+  // Position p of a set: the image runs fastest, so that a tile of a large batch holds one place and leaves out the taps that miss it.
+  std::array<int64_t, 4> place(int64_t p, const std::array<int64_t, 3>& extent) const {
+    const int64_t image = p % g_.batch, q = p / g_.batch;
+    return {image, q / (extent[1] * extent[2]), q / extent[2] % extent[1], q % extent[2]};
+  }
+
+  // Source rows of `rows` positions for one tap; false where none of them exists.
+  bool aim(const T** to, int64_t p, int64_t rows, const std::array<int64_t, 3>& extent, int64_t channel, const Tap& d, const Tap& h, const Tap& w) const {
+    bool any = false;
+    const Tap* taps[3] = {&d, &h, &w};
+    for (int64_t r = 0; r < rows; ++r) {
+      const std::array<int64_t, 4> at = place(p + r, extent);
+      int64_t source[3];
+      bool inside = true;
+      for (size_t a = 0; a < 3; ++a) {
+        source[a] = (at[a + 1] + taps[a]->offset) * g_.axis[a].source_step + taps[a]->source_phase;
+        inside = inside && source[a] >= 0 && source[a] < g_.axis[a].source_size;
+      }
+      to[r] = inside ? rows_.data + at[0] * rows_.image + source[0] * rows_.depth + source[1] * rows_.row + source[2] * rows_.position + channel : zeros_.data();
+      any = any || inside;
+    }
+    return any;
+  }
+
+  void store(const Task& task, const PanelSet& set, const ColumnTile& tile, const std::array<int64_t, 3>& extent, const T* c) const {
+    const View& target = g_.target;
+    std::vector<int64_t> offset(size_t(task.end - task.begin)), from(offset.size());
+    int64_t member = -1, kept = 0;
+    for (int64_t m = 0; m < tile.count; ++m) {
+      const int64_t column = tile.begin + m, channel = task.group * g_.columns + column % g_.columns;
+      if (column / g_.columns != member) {
+        member = column / g_.columns;
+        kept = aim_target(set.phases.members[size_t(member)], task, extent, offset.data(), from.data());
+      }
+      T bias = 0;
+      if (g_.bias) k_.load_run(&bias, 1, g_.bias->at(channel * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
+      k_.store_scattered(target.at(channel * target.stride[1]), offset.data(), c + m, from.data(), tile.width, kept, bias, target.dtype);
+    }
+  }
+
+  // Where the positions of a task lie in one channel of the target, for one phase; positions past the phase's end are left out.
+  int64_t aim_target(const Combo& combo, const Task& task, const std::array<int64_t, 3>& extent, int64_t* offset, int64_t* from) const {
+    int64_t kept = 0;
+    for (int64_t p = task.begin; p < task.end; ++p) {
+      const std::array<int64_t, 4> at = place(p, extent);
+      int64_t to = at[0] * g_.target.stride[0];
+      bool inside = true;
+      for (size_t a = 0; a < 3; ++a) {
+        inside = inside && at[a + 1] < combo[a]->count;
+        to += (combo[a]->first + at[a + 1] * g_.axis[a].target_step) * g_.target.stride[a + 2];
+      }
+      if (!inside) continue;
+      offset[kept] = to;
+      from[kept++] = p - task.begin;
+    }
+    return kept;
+  }
+
+  const Gather& g_;
+  const Panels& panels_;
+  const std::vector<int64_t>& tile_rows_;
+  const Rows<T>& rows_;
+  const TileKernels<T>& k_;
+  std::vector<T> zeros_;
+  std::vector<Task> tasks_;
+  int64_t widest_ = 0;
+};
+
+template <class T>
+void copy_rows(const Gather& g, const TileKernels<T>& k, T* to, const Options& options) {
+  const View& s = g.source;
+  const int64_t channels = g.groups * g.channels, width = g.axis[2].source_size;
+  const int64_t lines = g.batch * g.axis[0].source_size * g.axis[1].source_size;
+  const auto copy = [&](int64_t line, int) {
+    const int64_t h = line % g.axis[1].source_size, q = line / g.axis[1].source_size, d = q % g.axis[0].source_size, image = q / g.axis[0].source_size;
+    k.pack_positions(to + line * width * channels, channels, s.at(image * s.stride[0] + d * s.stride[2] + h * s.stride[3]), s.stride[1], channels, s.stride[4], width, s.dtype);
+  };
+  parallel_for(lines, lines * width * channels < 65536 ? 1 : options.threads, copy, options.stop);
+}
+
+}  // namespace
+
+template <class T>
+double channels_cost(const Gather& g, const Options& options, const Kernels& kernels) {
+  const TileKernels<T>& k = tiles<T>(kernels);
+  const bool copied = !is_rows<T>(g.source);
+  const double source = double(source_positions(g)) * double(g.groups * g.channels);
+  if (copied && source * sizeof(T) > double(kMaxCopiedBytes)) return std::numeric_limits<double>::infinity();
+  double cycles = copied ? source * kScatteredElement : 0;
+  int64_t tasks = 0;
+  for (const PhaseSet& set : phase_sets(g)) {
+    const int64_t columns = int64_t(set.members.size()) * g.columns, positions = g.batch * volume(set_positions(set));
+    const TileShape shape = tile_shape<T>(k, columns, positions);
+    const int64_t column_tiles = ceil_div(columns, shape.vectors * k.lanes);
+    const double setup = double(set.taps) * 4 + kTileCall / double(shape.rows);
+    cycles += double(g.groups * positions) * (double(set.taps * g.channels) * shape.cycles + setup * double(column_tiles) + kScatteredElement * double(columns));
+    tasks += g.groups * column_tiles * ceil_div(positions, kTaskPositions);
+  }
+  return parallel_cycles(cycles, tasks, options.threads);
+}
+
+template <class T>
+void run_channels(const Gather& g, const Options& options, const Kernels& kernels, int64_t chunk) {
+  const TileKernels<T>& k = tiles<T>(kernels);
+  std::vector<PanelSet> sets;
+  std::vector<int64_t> tile_rows;
+  for (PhaseSet& set : phase_sets(g)) {
+    const int64_t columns = int64_t(set.members.size()) * g.columns;
+    const TileShape shape = tile_shape<T>(k, columns, g.batch * volume(set_positions(set)));
+    tile_rows.push_back(shape.rows);
+    sets.push_back({std::move(set), cut_columns(columns, ceil_div(columns, shape.vectors * k.lanes), k.lanes), 0});
+  }
+  Panels panels(g, std::move(sets), chunk);
+  panels.fill<T>(options, kernels);
+
+  const View& s = g.source;
+  Rows<T> rows{static_cast<const T*>(s.data), s.stride[0], s.stride[2], s.stride[3], s.stride[4]};
+  std::unique_ptr<Scratch> copy;
+  if (!is_rows<T>(s)) {
+    const int64_t position = g.groups * g.channels, row = position * g.axis[2].source_size, depth = row * g.axis[1].source_size;
+    copy = std::make_unique<Scratch>(size_t(source_positions(g) * position) * sizeof(T));
+    T* to = reinterpret_cast<T*>(copy->data());
+    copy_rows<T>(g, k, to, options);
+    rows = {to, depth * g.axis[0].source_size, depth, row, position};
+  }
+  const ChannelsRun<T> run(g, panels, tile_rows, rows, kernels);
+  const int threads = int(std::min<int64_t>(options.threads, run.tasks()));
+  Scratch scratch(size_t(run.scratch_size() * threads) * sizeof(T));
+  T* base = reinterpret_cast<T*>(scratch.data());
+  parallel_for(run.tasks(), threads, [&](int64_t task, int worker) { run.run(task, base + worker * run.scratch_size()); }, options.stop);
+}
+
+template void run_channels<float>(const Gather&, const Options&, const Kernels&, int64_t);
+template void run_channels<double>(const Gather&, const Options&, const Kernels&, int64_t);
+template double channels_cost<float>(const Gather&, const Options&, const Kernels&);
+template double channels_cost<double>(const Gather&, const Options&, const Kernels&);
+
+}  // namespace tconv3d

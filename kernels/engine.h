@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// The three operations. Callers have checked shapes, element types and sizes; nothing here knows Python.
+//
+//     forward      y[n, co, o]  = bias[co] + sum x[n, ci, i] * w[ci, co, k]   over all i*stride + k*dilation - crop = o
+//     input_grad   gx[n, ci, i] =            sum gy[n, co, o] * w[ci, co, k]
+//     weight_grad  gw[ci, co, k] =           sum x[n, ci, i] * gy[n, co, o]
+//
+// Same bits for any number of threads, batch (but weight_grad), block and memory format: per target the terms are added in one
+// chain of multiply-adds per chunk of channels (channel_chunk in gather.h), taps outer and channels inner, and chunks in order.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "geometry.h"
+#include "isa/isa.h"
+#include "threads.h"
+
+namespace tconv3d {
+
+// A stored 5-D array: (batch, channel, d, h, w), or a weight (in, out per group, kd, kh, kw). Strides in elements, any sign.
+struct View {
+  void* data;
+  DType dtype;
+  std::array<int64_t, 5> stride;
+
+  int64_t element_size() const { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+  void* at(int64_t offset) const { return static_cast<char*>(data) + offset * element_size(); }
+};
+
+// Panels packed from a weight that its owner promises not to change, kept by the layout that a plan asked for.
+class PackedPanels {
+ public:
+  using Key = std::vector<int64_t>;
+  std::shared_ptr<Scratch> find(const Key& key) const;
+  void keep(const Key& key, std::shared_ptr<Scratch> panels);
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<Key, std::shared_ptr<Scratch>> panels_;
+};
+
+// Which way round a tile is laid. Both give the same bits; `automatic` asks the cost model.
+enum class Family : int { automatic, spatial, channels };
+
+struct Options {
+  int threads = 1;
+  Family family = Family::automatic;
+  PackedPanels* packed = nullptr;
+  std::function<bool()> stop;  // polled between tasks; true ends the call with Interrupted
+};
+
+void forward(const Problem&, const View& x, const View& w, const View* bias, const View& y, const Options&);
+void input_grad(const Problem&, const View& gy, const View& w, const View& gx, const Options&);
+void weight_grad(const Problem&, const View& x, const View& gy, const View& gw, const Options&);
+void bias_grad(const Problem&, const View& gy, const View& gb, const Options&);
+
+}  // namespace tconv3d

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+// The geometry of one axis as the engine runs it. Per axis, with input i, kernel tap k and output o:
+//
+//     o = i*stride + k*dilation - crop
+//
+// Forward and input gradient are the same gather once outputs are split into phases:
+//
+//     target[first + j*target_step] = sum over the phase's taps of source[(j + tap.offset)*source_step + tap.source_phase] * w[tap.kernel]
+//
+// forward:        target = output, target_step = stride, one source phase.    input_grad: source = grad_output, source_step = stride.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <vector>
+
+namespace tconv3d {
+
+struct Axis {
+  int64_t input, kernel, stride, dilation, crop, output;
+};
+
+struct Problem {
+  int64_t batch, groups, in_channels, out_channels;  // channels in all, not per group
+  std::array<Axis, 3> axis;
+};
+
+struct Tap {
+  int64_t kernel, offset, source_phase;
+};
+
+struct Phase {
+  int64_t first, count;
+  std::vector<Tap> taps;
+};
+
+struct AxisPlan {
+  std::vector<Phase> phases;  // only those with taps and targets
+  int64_t positions = 0;      // the longest phase
+  int64_t source_size = 0, source_step = 1, target_size = 0, target_step = 1;
+  bool covered = true;        // every target belongs to a phase with taps
+};
+
+inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a % b < 0) != (b < 0)); }
+inline int64_t floor_mod(int64_t a, int64_t b) { return a - floor_div(a, b) * b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
+
+inline AxisPlan forward_axis(const Axis& a) {
+  AxisPlan plan;
+  plan.source_size = a.input;
+  plan.target_size = a.output;
+  plan.target_step = a.stride;
+  int64_t reached = 0;
+  for (int64_t k = 0; k < a.kernel; ++k) {
+    const int64_t first = floor_mod(k * a.dilation - a.crop, a.stride);  // the smallest o >= 0 with an integer i
+    if (first >= a.output) continue;
+    auto same = std::find_if(plan.phases.begin(), plan.phases.end(), [&](const Phase& p) { return p.first == first; });
+    if (same == plan.phases.end()) {
+      plan.phases.push_back({first, (a.output - 1 - first) / a.stride + 1, {}});
+      same = plan.phases.end() - 1;
+      reached += same->count;
+      plan.positions = std::max(plan.positions, same->count);
+    }
+    same->taps.push_back({k, (first + a.crop - k * a.dilation) / a.stride, 0});
+  }
+  std::sort(plan.phases.begin(), plan.phases.end(), [](const Phase& p, const Phase& q) { return p.first < q.first; });
+  plan.covered = reached == a.output;
+  return plan;
+}
+
+inline AxisPlan input_grad_axis(const Axis& a) {
+  AxisPlan plan;
+  plan.source_size = a.output;
+  plan.source_step = a.stride;
+  plan.target_size = plan.positions = a.input;
+  Phase all{0, a.input, {}};
+  for (int64_t k = 0; k < a.kernel; ++k) {
+    const int64_t o = k * a.dilation - a.crop;
+    all.taps.push_back({k, floor_div(o, a.stride), floor_mod(o, a.stride)});
+  }
+  plan.phases.push_back(std::move(all));
+  return plan;
+}
+
+// A run of source samples that a block of positions [j0, j0+b) needs: source[(j0 + offset + t)*source_step + phase], 0 <= t < b + extra.
+struct Segment {
+  int64_t phase, offset, extra;
+};
+
+// The packed coordinates of an axis. Dense: one segment per source phase, as long as the block plus the reach of its taps. Where taps
+// are far apart (dilation) and the block is short, one segment per distinct tap holds less.
+struct AxisPacking {
+  std::vector<Segment> segments;
+  int64_t length(int64_t block) const {
+    int64_t n = 0;
+    for (const Segment& s : segments) n += block + s.extra;
+    return n;
+  }
+  int64_t longest(int64_t block) const {
+    int64_t n = 0;
+    for (const Segment& s : segments) n = std::max(n, block + s.extra);
+    return n;
+  }
+  // (segment, place in it) of a tap's first position
+  std::pair<int64_t, int64_t> place(const Tap& tap) const {
+    for (size_t s = 0; s < segments.size(); ++s) {
+      const Segment& g = segments[s];
+      if (g.phase == tap.source_phase && tap.offset >= g.offset && tap.offset <= g.offset + g.extra) return {int64_t(s), tap.offset - g.offset};
+    }
+    return {-1, 0};
+  }
+};
+
+inline AxisPacking axis_packing(const AxisPlan& plan, int64_t block) {
+  AxisPacking dense, sparse;
+  for (const Phase& p : plan.phases)
+    for (const Tap& t : p.taps) {
+      if (sparse.place(t).first < 0) sparse.segments.push_back({t.source_phase, t.offset, 0});
+      auto g = std::find_if(dense.segments.begin(), dense.segments.end(), [&](const Segment& s) { return s.phase == t.source_phase; });
+      if (g == dense.segments.end()) {
+        dense.segments.push_back({t.source_phase, t.offset, 0});
+      } else {
+        const int64_t last = std::max(g->offset + g->extra, t.offset);
+        g->offset = std::min(g->offset, t.offset);
+        g->extra = last - g->offset;
+      }
+    }
+  return dense.length(block) <= sparse.length(block) ? dense : sparse;
+}
+
+}  // namespace tconv3d

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// What an instruction set offers to the portable code: tiles, row packing and row stores, as one table of function pointers.
+// Only plain pointers cross this border; no vector type and no std:: code does.
+#pragma once
+
+#include <cstdint>
+
+namespace tconv3d {
+
+// Stored element types. float16 and bfloat16 are widened to float32 while packing and rounded once when stored.
+enum class DType : int { float16, bfloat16, float32, float64 };
+
+constexpr int kMaxRows = 14;     // rows of the tallest tile (AVX-512: 14 x 2 accumulators of 32 registers)
+constexpr int kMaxVectors = 8;   // vectors of the widest tile
+constexpr int kMaxPointerRows = 8;  // row pointers that stay in general registers beside the counters (16 on x86-64)
+
+template <class T>
+struct SpatialTile {
+  const T* weights;           // [tap][channel][row]
+  const T* region;            // packed input, at this tile's first position
+  const int64_t* tap_offset;  // [taps], elements
+  int64_t taps, channels, channel_stride;
+  T* c;
+  int64_t ldc;
+  bool accumulate;
+};
+
+template <class T>
+struct PointerTile {
+  const T* const* rows;  // [segment][row]
+  const T* lanes;
+  const int64_t* lane_offset;  // [segment], elements
+  int64_t segments, steps, row_step, lane_step;
+  T* c;
+  int64_t ldc;
+  bool accumulate;
+};
+
+// One row of the output: `phases` runs of accumulators become one interleaved run of stored elements, bias added.
+template <class T>
+struct RowStore {
+  void* out;            // the row's first element of this store
+  int64_t out_stride;   // elements
+  const T* const* c;    // [phases]
+  const int64_t* first; // [phases] index in the row of the phase's first element
+  const int64_t* count; // [phases]
+  int64_t phases, step;
+  T bias;
+};
+
+// Packed weights of one column tile: dst[tap][channel][column] for `channels` channels from `src`.
+template <class T>
+struct WeightPack {
+  T* dst;
+  const void* src;
+  int64_t channel_stride, channels;
+  const int64_t* column_offset;  // [columns] elements
+  const int64_t* tap_offset;     // [taps][columns]: kernel element of this tap for this column's phase
+  int64_t taps, columns, width;  // width >= columns; the rest is zero
+};
+
+template <class T>
+struct TileKernels {
+  int lanes;
+  void (*spatial[kMaxVectors + 1][kMaxRows + 1])(const SpatialTile<T>&);       // null where the registers do not suffice
+  void (*pointer[kMaxVectors + 1][kMaxPointerRows + 1])(const PointerTile<T>&);
+  // dst[i * dst_stride] = src[i * src_stride], widened
+  void (*load_run)(T* dst, int64_t dst_stride, const void* src, int64_t src_stride, int64_t n, DType);
+  void (*store_run)(void* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t n, DType);
+  void (*fill_run)(void* dst, int64_t dst_stride, T value, int64_t n, DType);
+  void (*store_row)(const RowStore<T>&, DType);
+  // dst[offset[p]] = src[from[p] * src_stride] + bias
+  void (*store_scattered)(void* dst, const int64_t* offset, const T* src, const int64_t* from, int64_t src_stride, int64_t n, T bias, DType);
+  void (*pack_weights)(const WeightPack<T>&, DType);
+  // dst[pos][channel] (ld elements a position) = src[channel*channel_stride + pos*pos_stride]: a transposition
+  void (*pack_positions)(T* dst, int64_t ld, const void* src, int64_t channel_stride, int64_t channels, int64_t pos_stride, int64_t positions, DType);
+};
+
+struct Kernels {
+  const char* name;
+  int registers;
+  TileKernels<float> f32;
+  TileKernels<double> f64;
+};
+
+template <class T>
+const TileKernels<T>& tiles(const Kernels&);
+template <>
+inline const TileKernels<float>& tiles<float>(const Kernels& k) { return k.f32; }
+template <>
+inline const TileKernels<double>& tiles<double>(const Kernels& k) { return k.f64; }
+
+// The table in use: TCONV3D_ISA, else the best that this machine runs. Throws std::invalid_argument naming what there is.
+const Kernels& active_kernels();
+void set_active_kernels(const char* name);
+// Names of the compiled sets that this machine runs, best first; nullptr past the end.
+const char* available_isa(int index);
+
+}  // namespace tconv3d

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+#define TCONV3D_ISA neon
+#define TCONV3D_VECTOR_BYTES 16
+#define TCONV3D_REGISTERS 32
+#include "../kernels.h"

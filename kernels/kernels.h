@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything that is compiled once per instruction set, and the table that hands it to the portable code.
+#pragma once
+
+#include "pack.h"
+#include "tile.h"
+
+namespace tconv3d {
+namespace TCONV3D_ISA {
+
+
+// Accumulators, one register per lane vector and one for the broadcast. A single row needs no register for its lanes:
+// they are memory operands.
+constexpr bool spatial_fits(int rows, int vectors) {
+  return rows == 1 ? vectors + 2 <= TCONV3D_REGISTERS : rows * vectors + vectors + 1 <= TCONV3D_REGISTERS;
+}
+
+template <class T, int Vectors, int Rows>
+struct FillRows {
+  static void fill(TileKernels<T>& k) {
+    if constexpr (spatial_fits(Rows, Vectors)) k.spatial[Vectors][Rows] = spatial_tile<T, Rows, Vectors>;
+    if constexpr (Rows <= kMaxPointerRows && spatial_fits(Rows, Vectors)) k.pointer[Vectors][Rows] = pointer_tile<T, Rows, Vectors>;
+    FillRows<T, Vectors, Rows - 1>::fill(k);
+  }
+};
+template <class T, int Vectors>
+struct FillRows<T, Vectors, 0> {
+  static void fill(TileKernels<T>&) {}
+};
+
+template <class T>
+static void fill_tiles(TileKernels<T>& k) {
+  k.lanes = kLanes<T>;
+  FillRows<T, 1, kMaxRows>::fill(k);
+  FillRows<T, 2, kMaxRows>::fill(k);
+  FillRows<T, 3, kMaxRows>::fill(k);
+  FillRows<T, 4, kMaxRows>::fill(k);
+  FillRows<T, 6, kMaxRows>::fill(k);
+  FillRows<T, 8, kMaxRows>::fill(k);
+  k.load_run = load_run<T>;
+  k.store_run = store_run<T>;
+  k.fill_run = fill_run<T>;
+  k.store_row = store_row<T>;
+  k.store_scattered = store_scattered<T>;
+  k.pack_weights = pack_weights<T>;
+  k.pack_positions = pack_positions<T>;
+}
+
+Kernels table() {
+  Kernels k = {};
+#define TCONV3D_STRING(x) TCONV3D_STRING_(x)
+#define TCONV3D_STRING_(x) #x
+  k.name = TCONV3D_STRING(TCONV3D_ISA);
+  k.registers = TCONV3D_REGISTERS;
+  fill_tiles<float>(k.f32);
+  fill_tiles<double>(k.f64);
+  return k;
+}
+
+}  // namespace TCONV3D_ISA
+}  // namespace tconv3d

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+// Moving elements between stored arrays and packed float32/float64 panels. Formulas stand above each function.
+//
+//   region   [wseg][d][channel][h][pitch]   input of a block of outputs, zero outside the image; read along positions
+//   panel    [tap][channel][row or column]  weights of a tile, read once from front to back
+//   rows     [position][channel]            input with channels last, read by pointer
+#pragma once
+
+#include "isa/isa.h"
+#include "vec.h"
+
+namespace tconv3d {
+namespace TCONV3D_ISA {
+
+// IEEE binary16 and bfloat16 as integers: plain bit arithmetic that vectorizes on every instruction set.
+struct Half { uint16_t bits; };
+struct Brain { uint16_t bits; };
+
+static inline float bits_to_float(uint32_t u) {
+  float f;
+  __builtin_memcpy(&f, &u, 4);
+  return f;
+}
+static inline uint32_t float_to_bits(float f) {
+  uint32_t u;
+  __builtin_memcpy(&u, &f, 4);
+  return u;
+}
+
+static inline float widen(float v) { return v; }
+static inline double widen(double v) { return v; }
+static inline float widen(Brain v) { return bits_to_float(uint32_t(v.bits) << 16); }
+// Exponent and fraction move up 13 bits; the product with 2^112 rebiases the exponent and makes subnormals normal. Infinity and NaN keep
+// the top exponent.
+static inline float widen(Half v) {
+  uint32_t magnitude = uint32_t(v.bits & 0x7fff) << 13;
+  uint32_t scaled = float_to_bits(bits_to_float(magnitude) * 0x1p112f);
+  uint32_t special = magnitude | 0x7f800000u;
+  return bits_to_float((magnitude >= 0x0f800000u ? special : scaled) | uint32_t(v.bits & 0x8000) << 16);
+}
+
+static inline void narrow(float v, float* p) { *p = v; }
+static inline void narrow(double v, double* p) { *p = v; }
+// Round to nearest, ties to even; a NaN stays a NaN.
+static inline void narrow(float v, Brain* p) {
+  uint32_t u = float_to_bits(v);
+  uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1)) >> 16;
+  p->bits = uint16_t((u & 0x7fffffffu) > 0x7f800000u ? (u >> 16) | 0x40u : rounded);
+}
+// Normal results: add half of the last kept bit in integers, as above. Subnormal results: adding 0.5f lets the float adder round at
+// 2^-24. 65520 and above round to infinity.
+static inline void narrow(float v, Half* p) {
+  uint32_t u = float_to_bits(v), magnitude = u & 0x7fffffffu;
+  uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1)) >> 13;
+  uint32_t subnormal = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  uint32_t h = magnitude >= 0x477ff000u ? special : magnitude < 0x38800000u ? subnormal : normal;
+  p->bits = uint16_t(h | (u >> 16 & 0x8000u));
+}
+
+template <class S>
+static inline S read(const void* base, int64_t index) {
+  S v;
+  __builtin_memcpy(&v, static_cast<const char*>(base) + index * int64_t(sizeof(S)), sizeof(S));
+  return v;
+}
+template <class S, class T>
+static inline void write(void* base, int64_t index, T value) {
+  S v;
+  narrow(value, &v);
+  __builtin_memcpy(static_cast<char*>(base) + index * int64_t(sizeof(S)), &v, sizeof(S));
+}
+
+// Calls f with a value of the stored type: float16, bfloat16 and float32 for T = float, float64 for T = double.
+template <class T, class F>
+static inline void with_stored(DType dtype, F f) {
+  if constexpr (sizeof(T) == 8) {
+    f(double{});
+  } else if (dtype == DType::float32) {
+    f(float{});
+  } else if (dtype == DType::float16) {
+    f(Half{});
+  } else {
+    f(Brain{});
+  }
+}
+
+template <class T, class S>
+static inline void load_run_of(T* __restrict dst, int64_t ds, const void* __restrict src, int64_t ss, int64_t n) {
+  int64_t i = 0;
+  if (ds == 1 && ss == 1) {
+    if constexpr (sizeof(S) == sizeof(T))
+      for (; i + kLanes<T> <= n; i += kLanes<T>) store<T>(dst + i, load<T>(static_cast<const T*>(src) + i));
+    for (; i < n; ++i) dst[i] = widen(read<S>(src, i));
+  } else if (ds == 1 && ss == 2) {
+    // An element past the last wanted one is not read: it may lie outside the array.
+    if constexpr (sizeof(S) == sizeof(T))
+      for (; i + kLanes<T> < n; i += kLanes<T>) {
+        const T* p = static_cast<const T*>(src) + 2 * i;
+        store<T>(dst + i, unzip<T, 0>(load<T>(p), load<T>(p + kLanes<T>)));
+      }
+    for (; i < n; ++i) dst[i] = widen(read<S>(src, 2 * i));
+  } else {
+    for (; i < n; ++i) dst[i * ds] = widen(read<S>(src, i * ss));
+  }
+}
+
+template <class T>
+static void load_run(T* dst, int64_t ds, const void* src, int64_t ss, int64_t n, DType dtype) {
+  with_stored<T>(dtype, [&](auto s) { load_run_of<T, decltype(s)>(dst, ds, src, ss, n); });
+}
+
+template <class T>
+static void store_run(void* dst, int64_t ds, const T* src, int64_t ss, int64_t n, DType dtype) {
+  with_stored<T>(dtype, [&](auto s) {
+    using S = decltype(s);
+    if (ds == 1 && ss == 1)
+      for (int64_t i = 0; i < n; ++i) write<S>(dst, i, src[i]);
+    else
+      for (int64_t i = 0; i < n; ++i) write<S>(dst, i * ds, src[i * ss]);
+  });
+}
+
+template <class T>
+static void fill_run(void* dst, int64_t ds, T value, int64_t n, DType dtype) {
+  with_stored<T>(dtype, [&](auto s) {
+    using S = decltype(s);
+    if (ds == 1)
+      for (int64_t i = 0; i < n; ++i) write<S>(dst, i, value);
+    else
+      for (int64_t i = 0; i < n; ++i) write<S>(dst, i * ds, value);
+  });
+}
+
+template <class S, class T>
+static inline void store_phase(const RowStore<T>& a, int64_t phase, int64_t from) {
+  const T* c = a.c[phase];
+  void* out = static_cast<char*>(a.out) + a.first[phase] * a.out_stride * int64_t(sizeof(S));
+  const int64_t step = a.step * a.out_stride;
+  if (step == 1)
+    for (int64_t i = from; i < a.count[phase]; ++i) write<S>(out, i, c[i] + a.bias);
+  else
+    for (int64_t i = from; i < a.count[phase]; ++i) write<S>(out, i * step, c[i] + a.bias);
+}
+
+// out[first[f] + i*step] = c[f][i] + bias. Two neighbouring phases of a contiguous row are zipped on vectors.
+template <class T>
+static void store_row(const RowStore<T>& a, DType dtype) {
+  with_stored<T>(dtype, [&](auto s) {
+    using S = decltype(s);
+    int64_t done[2] = {0, 0};
+    if (a.phases == 2 && a.step == 2 && a.out_stride == 1) {
+      const int lead = a.first[0] < a.first[1] ? 0 : 1;
+      if (a.first[1 - lead] == a.first[lead] + 1) {
+        const T *even = a.c[lead], *odd = a.c[1 - lead];
+        const int64_t n = a.count[0] < a.count[1] ? a.count[0] : a.count[1];
+        int64_t i = 0;
+        if constexpr (sizeof(S) == sizeof(T)) {
+          T* out = static_cast<T*>(a.out) + a.first[lead];
+          for (; i + kLanes<T> <= n; i += kLanes<T>) {
+            const Vec<T> x = load<T>(even + i) + a.bias, y = load<T>(odd + i) + a.bias;
+            store<T>(out + 2 * i, zip<T, 0>(x, y));
+            store<T>(out + 2 * i + kLanes<T>, zip<T, 1>(x, y));
+          }
+        } else {
+          char* out = static_cast<char*>(a.out) + a.first[lead] * int64_t(sizeof(S));
+          for (; i < n; ++i) {
+            write<S>(out, 2 * i, even[i] + a.bias);
+            write<S>(out, 2 * i + 1, odd[i] + a.bias);
+          }
+        }
+        done[0] = done[1] = i;
+      }
+    }
+    for (int64_t f = 0; f < a.phases; ++f) store_phase<S>(a, f, a.phases == 2 ? done[f] : 0);
+  });
+}
+
+template <class T>
+static void store_scattered(void* dst, const int64_t* offset, const T* src, const int64_t* from, int64_t ss, int64_t n, T bias, DType dtype) {
+  with_stored<T>(dtype, [&](auto s) {
+    for (int64_t p = 0; p < n; ++p) write<decltype(s)>(dst, offset[p], src[from[p] * ss] + bias);
+  });
+}
+
+// dst[t][i][m] = src[i*channel_stride + column_offset[m] + tap_offset[t][m]], zero for columns <= m < width
+template <class T>
+static void pack_weights(const WeightPack<T>& a, DType dtype) {
+  with_stored<T>(dtype, [&](auto s) {
+    using S = decltype(s);
+    for (int64_t i = 0; i < a.channels; ++i) {
+      T* to = a.dst + i * a.width;
+      const int64_t from = i * a.channel_stride;
+      for (int64_t t = 0; t < a.taps; ++t, to += a.channels * a.width) {
+        const int64_t* tap = a.tap_offset + t * a.columns;
+        for (int64_t m = 0; m < a.columns; ++m) to[m] = widen(read<S>(a.src, from + a.column_offset[m] + tap[m]));
+        for (int64_t m = a.columns; m < a.width; ++m) to[m] = 0;
+      }
+    }
+  });
+}
+
+template <class T>
+static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_stride, int64_t channels, int64_t pos_stride, int64_t positions, DType dtype) {
+  with_stored<T>(dtype, [&](auto s) {
+    using S = decltype(s);
+    for (int64_t p = 0; p < positions; ++p)
+      for (int64_t i = 0; i < channels; ++i) dst[p * ld + i] = widen(read<S>(src, p * pos_stride + i * channel_stride));
+  });
+}
+
+}  // namespace TCONV3D_ISA
+}  // namespace tconv3d

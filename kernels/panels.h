@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// Packed weights: which columns share a tile, where each tile's panel lies, and the packing itself.
+//
+//     panels = [set][group][tile][chunk of channels][tap][channel][column of the tile]
+#pragma once
+
+#include "gather.h"
+
+namespace tconv3d {
+
+// Phases that read the same source samples; their columns may share a tile. columns = [member][m].
+struct PhaseSet {
+  std::vector<Combo> members;
+  int64_t taps;
+};
+
+struct ColumnTile {
+  int64_t begin, count;  // columns
+  int64_t start, width;  // padded columns, as packed
+};
+
+// `columns` cut into `tiles` parts that differ by at most `unit`, each padded to a multiple of `unit`.
+std::vector<ColumnTile> cut_columns(int64_t columns, int64_t tiles, int64_t unit);
+
+struct PanelSet {
+  PhaseSet phases;
+  std::vector<ColumnTile> tiles;
+  int64_t base;  // elements before this set
+
+  int64_t padded_columns() const { return tiles.back().start + tiles.back().width; }
+};
+
+class Panels {
+ public:
+  Panels(const Gather& g, std::vector<PanelSet> sets, int64_t chunk);
+
+  // Packs in parallel, or takes what `options.packed` kept for the same layout.
+  template <class T>
+  void fill(const Options& options, const Kernels& kernels);
+
+  const std::vector<PanelSet>& sets() const { return sets_; }
+  int64_t chunk() const { return chunk_; }
+  template <class T>
+  const T* at(const PanelSet& set, int64_t group, const ColumnTile& tile, int64_t channel) const {
+    return reinterpret_cast<const T*>(data_->data()) + offset(set, group, tile, channel);
+  }
+
+ private:
+  int64_t offset(const PanelSet& set, int64_t group, const ColumnTile& tile, int64_t channel) const {
+    const int64_t depth = g_.channels * set.phases.taps;
+    return set.base + group * set.padded_columns() * depth + tile.start * depth + tile.width * set.phases.taps * channel;
+  }
+  PackedPanels::Key key(int64_t element_size) const;
+
+  const Gather& g_;
+  std::vector<PanelSet> sets_;
+  int64_t chunk_, size_;
+  std::shared_ptr<Scratch> data_;
+};
+
+}  // namespace tconv3d

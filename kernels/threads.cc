@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "threads.h"
+
+#include <pthread.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace tconv3d {
+
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+struct Job {
+  const std::function<void(int64_t, int)>* body;
+  int64_t tasks;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> cancelled{false};
+  std::exception_ptr error;
+  std::mutex error_mutex;
+
+  bool run_one(int worker) {
+    if (cancelled.load(std::memory_order_relaxed)) return false;
+    const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
+    if (task >= tasks) return false;
+    try {
+      (*body)(task, worker);
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(error_mutex);
+      if (!error) error = std::current_exception();
+      cancelled = true;
+    }
+    return true;
+  }
+};
+
+// A call publishes its job under `handover_`; workers wait for a new generation, first spinning, then asleep.
+class Pool {
+ public:
+  std::mutex callers;  // held by the one call that uses the workers
+
+  void run(Job& job, int threads, const std::function<void()>& own) {
+    start(threads - 1);
+    const int helpers = std::min(threads - 1, started_);
+    running_.store(helpers, std::memory_order_relaxed);
+    {
+      std::lock_guard<std::mutex> lock(handover_);
+      job_ = &job;
+      wanted_ = helpers;
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    own();
+    while (running_.load(std::memory_order_acquire) > 0) {
+      for (int i = 0; i < 64; ++i) pause();
+      std::this_thread::yield();
+    }
+  }
+
+ private:
+  // Where the system refuses a thread, the call goes on with those that there are.
+  void start(int count) {
+    try {
+      for (; started_ < count; ++started_) std::thread(&Pool::work, this, started_ + 1, generation_.load()).detach();
+    } catch (const std::system_error&) {
+    }
+  }
+
+  void work(int worker, uint64_t seen) {
+    for (;;) {
+      // About 20 us of spinning: layers that follow each other find the workers awake.
+      for (int i = 0; i < 1000 && generation_.load(std::memory_order_acquire) == seen; ++i) pause();
+      Job* job;
+      {
+        std::unique_lock<std::mutex> lock(handover_);
+        wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
+        seen = generation_.load(std::memory_order_relaxed);
+        job = worker <= wanted_ ? job_ : nullptr;
+      }
+      if (!job) continue;
+      while (job->run_one(worker)) {
+      }
+      running_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  int started_ = 0;
+  std::atomic<int> running_{0};
+  std::atomic<uint64_t> generation_{0};
+  std::mutex handover_;  // guards job_ and wanted_
+  std::condition_variable wake_;
+  Job* job_ = nullptr;
+  int wanted_ = 0;
+};
+
+std::atomic<Pool*> pool{nullptr};
+std::once_flag pool_once;
+
+// Idle scratch buffers, kept for the next call.
+constexpr size_t kKeptBytes = size_t(32) << 20;
+constexpr size_t kKeptCount = 64;
+struct ScratchStore {
+  std::mutex mutex;
+  std::vector<std::pair<char*, size_t>> buffers;
+  size_t bytes = 0;
+  ScratchStore() { buffers.reserve(kKeptCount); }
+};
+ScratchStore& scratch_store() {
+  static ScratchStore* store = new ScratchStore;  // never destroyed: a worker may outlive static destructors
+  return *store;
+}
+
+// A forked child has none of the parent's threads: it starts with a pool of its own. The old one is left where it is, its mutexes may
+// be held by threads that no longer exist.
+void new_pool() { pool.store(new Pool); }
+void before_fork() { scratch_store().mutex.lock(); }
+void after_fork() { scratch_store().mutex.unlock(); }
+
+Pool& the_pool() {
+  std::call_once(pool_once, [] {
+    new_pool();
+    pthread_atfork(before_fork, after_fork, [] { after_fork(), new_pool(); });
+  });
+  return *pool.load();
+}
+
+int quota_processors() {
+  std::FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r");
+  if (!f) return kMaxThreads;
+  long long quota = 0, period = 0;
+  const int read = std::fscanf(f, "%lld %lld", &quota, &period);
+  std::fclose(f);
+  return read == 2 && quota > 0 && period > 0 ? int(std::clamp<long long>((quota + period - 1) / period, 1, kMaxThreads)) : kMaxThreads;
+}
+
+int default_threads() {
+  if (const char* text = std::getenv("TCONV3D_NUM_THREADS"); text && *text) {
+    char* end = nullptr;
+    const long n = std::strtol(text, &end, 10);
+    if (*end || n < 1 || n > kMaxThreads)
+      throw std::invalid_argument("TCONV3D_NUM_THREADS: '" + std::string(text) + "' is not a count from 1 to " + std::to_string(kMaxThreads) + "; unset it or give one");
+    return int(n);
+  }
+  int n = int(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) n = CPU_COUNT(&set);
+#endif
+  return std::clamp(std::min(n, quota_processors()), 1, kMaxThreads);
+}
+
+std::atomic<int> thread_count{0};
+
+}  // namespace
+
+int get_num_threads() {
+  if (thread_count.load() == 0) thread_count = default_threads();
+  return thread_count;
+}
+
+void set_num_threads(int n) {
+  if (n < 1 || n > kMaxThreads)
+    throw std::invalid_argument("set_num_threads: n = " + std::to_string(n) + " must be from 1 to " + std::to_string(kMaxThreads));
+  thread_count = n;
+}
+
+void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t, int)>& body, const std::function<bool()>& stop) {
+  Job job;
+  job.body = &body;
+  job.tasks = tasks;
+  bool interrupted = false;
+  auto polled = std::chrono::steady_clock::now();
+  const auto own = [&] {
+    while (job.run_one(0)) {
+      if (!stop) continue;
+      const auto now = std::chrono::steady_clock::now();
+      if (now - polled < std::chrono::milliseconds(20)) continue;
+      polled = now;
+      if (stop()) {
+        interrupted = true;
+        job.cancelled = true;
+      }
+    }
+  };
+  threads = int(std::min<int64_t>(threads, tasks));
+  Pool& workers = the_pool();
+  std::unique_lock<std::mutex> lock(workers.callers, std::defer_lock);
+  if (threads > 1 && lock.try_lock())
+    workers.run(job, threads, own);
+  else
+    own();
+  if (job.error) std::rethrow_exception(job.error);
+  if (interrupted) throw Interrupted{};
+}
+
+void advise_huge(void* data, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = uintptr_t(2) << 20;
+  const uintptr_t begin = (uintptr_t(data) + kHuge - 1) & ~(kHuge - 1), end = (uintptr_t(data) + bytes) & ~(kHuge - 1);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
+size_t cache_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (found > 0) return size_t(found);
+#endif
+  return size_t(512) << 10;
+}
+
+Scratch::Scratch(size_t bytes) : data_(nullptr), bytes_((std::max<size_t>(bytes, 1) + 4095) & ~size_t(4095)) {
+  {
+    ScratchStore& store = scratch_store();
+    std::lock_guard<std::mutex> lock(store.mutex);
+    auto best = store.buffers.end();
+    for (auto it = store.buffers.begin(); it != store.buffers.end(); ++it)
+      if (it->second >= bytes_ && it->second / 4 <= bytes_ && (best == store.buffers.end() || it->second < best->second)) best = it;
+    if (best != store.buffers.end()) {
+      data_ = best->first;
+      bytes_ = best->second;
+      store.bytes -= bytes_;
+      store.buffers.erase(best);
+      return;
+    }
+  }
+  const size_t alignment = bytes_ >= (size_t(1) << 20) ? size_t(2) << 20 : 4096;
+  bytes_ = (bytes_ + alignment - 1) & ~(alignment - 1);
+  void* p = nullptr;
+  if (posix_memalign(&p, alignment, bytes_) != 0) throw std::bad_alloc();
+  advise_huge(p, bytes_);
+  data_ = static_cast<char*>(p);
+}
+
+Scratch::~Scratch() {
+  ScratchStore& store = scratch_store();
+  {
+    std::lock_guard<std::mutex> lock(store.mutex);
+    if (store.bytes + bytes_ <= kKeptBytes && store.buffers.size() < kKeptCount) {
+      store.buffers.emplace_back(data_, bytes_);
+      store.bytes += bytes_;
+      return;
+    }
+  }
+  std::free(data_);
+}
+
+}  // namespace tconv3d

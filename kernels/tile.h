@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// THE micro-kernel: a register tile of rows x vectors. One multiply-add per lane and reduction step, in a fixed order,
+// written as a*b+c and contracted to one FMA (-ffp-contract=fast), so that a tail and a full lane have the same bits.
+#pragma once
+
+#include "isa/isa.h"
+#include "vec.h"
+
+namespace tconv3d {
+namespace TCONV3D_ISA {
+
+template <class T, int Rows, int Vectors, bool Accumulate>
+static inline void write_tile(Vec<T> (&acc)[Rows][Vectors], T* c, int64_t ldc) {
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) {
+      T* p = c + r * ldc + v * kLanes<T>;
+      store<T>(p, Accumulate ? load<T>(p) + acc[r][v] : acc[r][v]);
+    }
+}
+
+template <class T, int Rows, int Vectors>
+static inline void write_tile(Vec<T> (&acc)[Rows][Vectors], T* c, int64_t ldc, bool accumulate) {
+  if (accumulate)
+    write_tile<T, Rows, Vectors, true>(acc, c, ldc);
+  else
+    write_tile<T, Rows, Vectors, false>(acc, c, ldc);
+}
+
+// Positions on the lanes:  c[r][p] (+)= sum over taps t, channels i of  weights[t][i][r] * region[tap_offset[t] + i*channel_stride + p]
+template <class T, int Rows, int Vectors>
+static void spatial_tile(const SpatialTile<T>& a) {
+  Vec<T> acc[Rows][Vectors] = {};
+  const T* w = a.weights;
+  for (int64_t t = 0; t < a.taps; ++t) {
+    const T* x = a.region + a.tap_offset[t];
+    for (int64_t i = 0; i < a.channels; ++i, x += a.channel_stride, w += Rows) {
+      Vec<T> lane[Vectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) lane[v] = load<T>(x + v * kLanes<T>);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) acc[r][v] += w[r] * lane[v];
+    }
+  }
+  write_tile<T, Rows, Vectors>(acc, a.c, a.ldc, a.accumulate);
+}
+
+// Channels on the lanes, any set of rows:  c[r][m] (+)= sum over segments t, steps i of  rows[t][r][i*row_step] * lanes[lane_offset[t] + i*lane_step + m]
+template <class T, int Rows, int Vectors>
+static void pointer_tile(const PointerTile<T>& a) {
+  Vec<T> acc[Rows][Vectors] = {};
+  for (int64_t t = 0; t < a.segments; ++t) {
+    const T* row[Rows];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) row[r] = a.rows[t * Rows + r];
+    const T* x = a.lanes + a.lane_offset[t];
+    int64_t at = 0;
+    for (int64_t i = 0; i < a.steps; ++i, x += a.lane_step, at += a.row_step) {
+      Vec<T> lane[Vectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) lane[v] = load<T>(x + v * kLanes<T>);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) acc[r][v] += row[r][at] * lane[v];
+    }
+  }
+  write_tile<T, Rows, Vectors>(acc, a.c, a.ldc, a.accumulate);
+}
+
+}  // namespace TCONV3D_ISA
+}  // namespace tconv3d

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only SIMD types of the library: GCC/Clang vector extensions, one width per instruction set.
+// Included by isa/*.cc alone (through kernels.h), each with its own TCONV3D_ISA and TCONV3D_VECTOR_BYTES, so that every
+// symbol lives in a namespace of its own. No std:: code here: a weak symbol compiled for AVX-512 may be linked for all.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tconv3d {
+namespace TCONV3D_ISA {
+
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(TCONV3D_VECTOR_BYTES)));
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+
+template <class T>
+constexpr int kLanes = TCONV3D_VECTOR_BYTES / int(sizeof(T));
+
+// memcpy compiles to one unaligned load or store, and is defined for any alignment.
+template <class T>
+static inline Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+static inline void store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeIndices<0, I...> {
+  using type = Indices<I...>;
+};
+
+// Half 0 or 1 of a0 b0 a1 b1 ...: two phases of a row become neighbours.
+template <class T, int Half, int... I>
+static inline Vec<T> zip_half(Vec<T> a, Vec<T> b, Indices<I...>) {
+  return __builtin_shufflevector(a, b, (Half * (kLanes<T> / 2) + I / 2 + (I % 2) * kLanes<T>)...);
+}
+template <class T, int Half>
+static inline Vec<T> zip(Vec<T> a, Vec<T> b) {
+  return zip_half<T, Half>(a, b, typename MakeIndices<kLanes<T>>::type{});
+}
+
+// Every second element of the 2 * kLanes elements in (a, b): the inverse of zip.
+template <class T, int Odd, int... I>
+static inline Vec<T> unzip_half(Vec<T> a, Vec<T> b, Indices<I...>) {
+  return __builtin_shufflevector(a, b, (2 * I + Odd)...);
+}
+template <class T, int Odd>
+static inline Vec<T> unzip(Vec<T> a, Vec<T> b) {
+  return unzip_half<T, Odd>(a, b, typename MakeIndices<kLanes<T>>::type{});
+}
+
+}  // namespace TCONV3D_ISA
+}  // namespace tconv3d

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+// Weight gradient: for every tap one matrix product with the positions as the reduction. The positions are cut into blocks whose size depends
+// on the shape alone; a block's input and grad_output are packed with channels last, then every (tap, group, column tile) adds its
+// products, so the order of additions is the same for any number of threads.
+#include <cstring>
+
+#include "cost.h"
+#include "engine.h"
+
+namespace tconv3d {
+
+namespace {
+
+constexpr int64_t kBlockBytes = int64_t(1) << 20;  // packed bytes of a block: fixed, since it fixes the order of additions
+
+struct Side {
+  const View* view;
+  int64_t channels;  // per group
+};
+
+// A block of input positions: whole rows along w.
+struct Block {
+  std::array<int64_t, 3> from, size;  // image, d, h
+};
+
+struct Lines {
+  int64_t from_d, from_h, depth, rows, width;  // lines packed: [image][d][h], each width positions of all channels
+};
+
+template <class T>
+class WeightGrad {
+ public:
+  WeightGrad(const Problem& p, const View& x, const View& gy, const View& gw, const Options& options, const Kernels& kernels)
+      : p_(p), k_(tiles<T>(kernels)), options_(options), gw_(gw) {
+    const Side input{&x, p.in_channels / p.groups}, grad{&gy, p.out_channels / p.groups};
+    // The side that wastes fewer lanes goes on them. Products commute: the bits are the same either way.
+    lanes_are_input_ = cost(grad.channels, input.channels) < cost(input.channels, grad.channels);
+    rows_ = lanes_are_input_ ? grad : input;
+    lanes_ = lanes_are_input_ ? input : grad;
+    shape(rows_.channels, lanes_.channels);
+    block_ = block_size();
+    padded_lanes_ = ceil_div(lanes_.channels, k_.lanes) * k_.lanes;
+    taps_ = 1;
+    for (const Axis& a : p.axis) taps_ *= a.kernel;
+  }
+
+  void run() {
+    const int64_t size = taps_ * p_.groups * rows_.channels * padded_lanes_;
+    Scratch sums(size_t(size) * sizeof(T));
+    sums_ = reinterpret_cast<T*>(sums.data());
+    Scratch packed(size_t(capacity(true) + capacity(false) + 2 * slack()) * sizeof(T));
+    input_ = reinterpret_cast<T*>(packed.data());
+    grad_ = input_ + capacity(true) + slack();
+    std::memset(static_cast<void*>(sums_), 0, size_t(size) * sizeof(T));
+    const std::array<int64_t, 3> extent{p_.batch, p_.axis[0].input, p_.axis[1].input};
+    Block b;
+    for (b.from[0] = 0; b.from[0] < extent[0]; b.from[0] += block_[0])
+      for (b.from[1] = 0; b.from[1] < extent[1]; b.from[1] += block_[1])
+        for (b.from[2] = 0; b.from[2] < extent[2]; b.from[2] += block_[2]) {
+          for (size_t a = 0; a < 3; ++a) b.size[a] = std::min(block_[a], extent[a] - b.from[a]);
+          add(b);
+        }
+    write();
+  }
+
+ private:
+  static constexpr int64_t kVectors = 4;
+
+  double cost(int64_t rows, int64_t lanes) const {
+    double best = 1e300;
+    for (int64_t v = 1; v <= kVectors; ++v)
+      for (int64_t r = 1; r <= kMaxPointerRows && r <= rows; ++r)
+        if (k_.pointer[v][r]) best = std::min(best, double(ceil_div(rows, r) * ceil_div(lanes, v * k_.lanes)) * step_cycles(r, v, 1));
+    return best;
+  }
+
+  void shape(int64_t rows, int64_t lanes) {
+    double best = 1e300;
+    for (int64_t v = 1; v <= kVectors; ++v)
+      for (int64_t r = 1; r <= kMaxPointerRows && r <= rows; ++r) {
+        if (!k_.pointer[v][r]) continue;
+        const double cycles = double(ceil_div(rows, r) * ceil_div(lanes, v * k_.lanes)) * step_cycles(r, v, 1);
+        if (cycles < best) best = cycles, tile_rows_ = r, tile_vectors_ = v;
+      }
+  }
+
+  int64_t slack() const { return kVectors * k_.lanes; }
+
+  // Lines of input, or of the grad_output that a block of so many input lines touches.
+  Lines lines(const Block& b, bool input) const {
+    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
+    if (input) return {b.from[1], b.from[2], b.size[1], b.size[2], w.input};
+    const auto reach = [](const Axis& a, int64_t from, int64_t size) {
+      const int64_t first = std::clamp<int64_t>(from * a.stride - a.crop, 0, a.output);
+      return std::array<int64_t, 2>{first, std::clamp<int64_t>((from + size - 1) * a.stride + (a.kernel - 1) * a.dilation - a.crop + 1, first, a.output) - first};
+    };
+    const auto rd = reach(d, b.from[1], b.size[1]), rh = reach(h, b.from[2], b.size[2]);
+    return {rd[0], rh[0], rd[1], rh[1], w.output};
+  }
+
+  int64_t capacity(bool input) const {
+    const auto most = [&](size_t a, int64_t size) {
+      const Axis& axis = p_.axis[a];
+      return input ? std::min(size, axis.input) : std::min(axis.output, (size - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1);
+    };
+    const int64_t channels = input ? p_.in_channels : p_.out_channels, width = input ? p_.axis[2].input : p_.axis[2].output;
+    return block_[0] * most(0, block_[1]) * most(1, block_[2]) * width * channels;
+  }
+
+  std::array<int64_t, 3> block_size() {
+    const int64_t extent[3] = {p_.batch, p_.axis[0].input, p_.axis[1].input};
+    block_ = {1, 1, 1};
+    for (int a = 2; a >= 0; --a) {
+      int64_t& size = block_[size_t(a)];
+      while (size < extent[a]) {
+        const int64_t before = size;
+        size = std::min(extent[a], size * 2);
+        if ((capacity(true) + capacity(false)) * int64_t(sizeof(T)) <= kBlockBytes) continue;
+        size = before;
+        return block_;
+      }
+    }
+    return block_;
+  }
+
+  void add(const Block& b) {
+    pack(b, true);
+    pack(b, false);
+    const int64_t lane_tiles = ceil_div(padded_lanes_, tile_vectors_ * k_.lanes);
+    parallel_for(taps_ * p_.groups * lane_tiles, options_.threads,
+                 [&](int64_t task, int) { multiply(b, task / lane_tiles / p_.groups, task / lane_tiles % p_.groups, task % lane_tiles); }, options_.stop);
+  }
+
+  void pack(const Block& b, bool input) {
+    const Lines l = lines(b, input);
+    const View& v = *(input == lanes_are_input_ ? lanes_ : rows_).view;
+    const int64_t channels = input ? p_.in_channels : p_.out_channels;
+    T* to = input ? input_ : grad_;
+    parallel_for(b.size[0] * l.depth * l.rows, options_.threads,
+                 [&](int64_t line, int) {
+                   const int64_t h = l.from_h + line % l.rows, d = l.from_d + line / l.rows % l.depth, image = b.from[0] + line / l.rows / l.depth;
+                   k_.pack_positions(to + line * l.width * channels, channels, v.at(image * v.stride[0] + d * v.stride[2] + h * v.stride[3]), v.stride[1], channels,
+                                     v.stride[4], l.width, v.dtype);
+                 },
+                 options_.stop);
+  }
+
+  // All row tiles of one tap, group and lane tile.
+  void multiply(const Block& b, int64_t tap, int64_t group, int64_t lane_tile) const {
+    const Axis &ad = p_.axis[0], &ah = p_.axis[1], &aw = p_.axis[2];
+    const int64_t kw = tap % aw.kernel, kh = tap / aw.kernel % ah.kernel, kd = tap / aw.kernel / ah.kernel;
+    // w positions whose output exists: 0 <= i*stride + shift < output
+    const int64_t shift = kw * aw.dilation - aw.crop;
+    const int64_t begin = std::clamp<int64_t>(ceil_div(-shift, aw.stride), 0, aw.input), end = std::clamp<int64_t>(ceil_div(aw.output - shift, aw.stride), begin, aw.input);
+    if (begin == end) return;
+    const Lines in = lines(b, true), out = lines(b, false);
+    std::vector<const T*> x, gy;
+    for (int64_t n = 0; n < b.size[0]; ++n)
+      for (int64_t d = 0; d < in.depth; ++d)
+        for (int64_t h = 0; h < in.rows; ++h) {
+          const int64_t od = (in.from_d + d) * ad.stride + kd * ad.dilation - ad.crop, oh = (in.from_h + h) * ah.stride + kh * ah.dilation - ah.crop;
+          if (od < 0 || od >= ad.output || oh < 0 || oh >= ah.output) continue;
+          x.push_back(input_ + (((n * in.depth + d) * in.rows + h) * in.width + begin) * p_.in_channels + group * (p_.in_channels / p_.groups));
+          gy.push_back(grad_ + (((n * out.depth + od - out.from_d) * out.rows + oh - out.from_h) * out.width + begin * aw.stride + shift) * p_.out_channels +
+                       group * (p_.out_channels / p_.groups));
+        }
+    if (x.empty()) return;
+    const std::vector<const T*>&row_lines = lanes_are_input_ ? gy : x, &lane_lines = lanes_are_input_ ? x : gy;
+    const int64_t input_step = p_.in_channels, grad_step = p_.out_channels * aw.stride;
+
+    const int64_t first_lane = lane_tile * tile_vectors_ * k_.lanes, vectors = std::min(tile_vectors_, (padded_lanes_ - first_lane) / k_.lanes);
+    std::vector<int64_t> lane_offset(lane_lines.size());
+    for (size_t i = 0; i < lane_lines.size(); ++i) lane_offset[i] = lane_lines[i] - lane_lines[0];
+    std::vector<const T*> pointers(row_lines.size() * size_t(tile_rows_));
+    PointerTile<T> job;
+    job.rows = pointers.data();
+    job.lanes = lane_lines[0] + first_lane;
+    job.lane_offset = lane_offset.data();
+    job.segments = int64_t(row_lines.size());
+    job.steps = end - begin;
+    job.row_step = lanes_are_input_ ? grad_step : input_step;
+    job.lane_step = lanes_are_input_ ? input_step : grad_step;
+    job.ldc = padded_lanes_;
+    job.accumulate = true;
+    for (int64_t row = 0; row < rows_.channels; row += tile_rows_) {
+      const int64_t rows = std::min(tile_rows_, rows_.channels - row);
+      for (size_t i = 0; i < row_lines.size(); ++i)
+        for (int64_t r = 0; r < rows; ++r) pointers[i * size_t(rows) + size_t(r)] = row_lines[i] + row + r;
+      job.c = sums_ + ((tap * p_.groups + group) * rows_.channels + row) * padded_lanes_ + first_lane;
+      k_.pointer[vectors][rows](job);
+    }
+  }
+
+  // sums [tap][group][row][lane] -> gw (in, out per group, kd, kh, kw)
+  void write() const {
+    const int64_t row_stride = gw_.stride[lanes_are_input_ ? 1 : 0], lane_stride = gw_.stride[lanes_are_input_ ? 0 : 1];
+    const int64_t area = p_.axis[1].kernel * p_.axis[2].kernel;
+    parallel_for(taps_ * p_.groups, options_.threads,
+                 [&](int64_t task, int) {
+                   const int64_t tap = task / p_.groups, group = task % p_.groups;
+                   const int64_t at = group * (p_.in_channels / p_.groups) * gw_.stride[0] + tap / area * gw_.stride[2] +
+                                      tap % area / p_.axis[2].kernel * gw_.stride[3] + tap % p_.axis[2].kernel * gw_.stride[4];
+                   for (int64_t row = 0; row < rows_.channels; ++row)
+                     k_.store_run(gw_.at(at + row * row_stride), lane_stride, sums_ + (task * rows_.channels + row) * padded_lanes_, 1, lanes_.channels, gw_.dtype);
+                 },
+                 options_.stop);
+  }
+
+  const Problem& p_;
+  const TileKernels<T>& k_;
+  const Options& options_;
+  const View& gw_;
+  Side rows_, lanes_;
+  bool lanes_are_input_;
+  int64_t tile_rows_ = 1, tile_vectors_ = 1, padded_lanes_, taps_;
+  std::array<int64_t, 3> block_;
+  T *sums_ = nullptr, *input_ = nullptr, *grad_ = nullptr;
+};
+
+}  // namespace
+
+void weight_grad(const Problem& p, const View& x, const View& gy, const View& gw, const Options& options) {
+  const Kernels& kernels = active_kernels();
+  if (x.dtype == DType::float64)
+    WeightGrad<double>(p, x, gy, gw, options, kernels).run();
+  else
+    WeightGrad<float>(p, x, gy, gw, options, kernels).run();
+}
+
+}  // namespace tconv3d

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one file that imports the compiled extension.
+
+Arrays are NumPy, 5-D and batched, of one dtype; shapes were checked by a contract. What is left to do here: bfloat16 goes in as its bits,
+complex numbers as twice the real channels, and arrays that the extension cannot address (odd alignment or byte order) as copies.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tconv3d import _core
+
+if TYPE_CHECKING:
+    from tconv3d.geometry import Geometry, Triple
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+get_num_threads = _core.get_num_threads
+instruction_sets = _core.instruction_sets
+active_instruction_set = _core.active_instruction_set
+
+
+def set_num_threads(n: int) -> None:
+    """Set the number of threads that a call uses, 1 to 256.
+
+    The default is ``TCONV3D_NUM_THREADS``, else the processors that affinity and the cgroup quota leave. Results have the same bits for
+    any count.
+
+    Raises
+        ValueError: n is outside 1 to 256.
+        TypeError: n is not an int.
+
+    >>> import tconv3d
+    >>> before = tconv3d.get_num_threads()
+    >>> tconv3d.set_num_threads(1)
+    >>> tconv3d.get_num_threads()
+    1
+    >>> tconv3d.set_num_threads(before)
+    """
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
+        raise TypeError(f"set_num_threads: n = {n!r} is a {type(n).__name__}; give an int from 1 to 256")
+    if not 1 <= n <= 256:
+        raise ValueError(f"set_num_threads: n = {n} is outside 1 to 256; give a count in that range")
+    _core.set_num_threads(int(n))
+
+
+def show_config() -> str:
+    """Describe the engine in use: instruction sets, threads, cache.
+
+    >>> import tconv3d
+    >>> "instruction set" in tconv3d.show_config()
+    True
+    """
+    return "\n".join(
+        (
+            f"instruction set  {active_instruction_set()} (this machine and build: {', '.join(instruction_sets())})",
+            f"threads          {get_num_threads()}",
+            f"cache per core   {_core.cache_bytes() // 1024} KiB",
+        )
+    )
+
+
+class PreparedWeight:
+    """A frozen weight: a private copy, and the panels that the engine packs from it, kept from call to call.
+
+    Made by :func:`tconv3d.prepare`. The copy makes the promise that the weight does not change hold whatever happens to the original.
+    """
+
+    def __init__(self, weight: Array, stride: Triple, dilation: Triple, groups: int) -> None:
+        self._weight = np.array(weight, order="C", dtype=weight.dtype.newbyteorder("="))
+        self._weight.flags.writeable = False
+        self._core_weight = _real_weight(self._weight, groups) if self._weight.dtype.kind == "c" else _addressable(self._weight)
+        self.packed = _core.PackedPanels()
+        self.stride, self.dilation, self.groups = stride, dilation, groups
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight: (in_channels, out_channels / groups, kD, kH, kW)."""
+        return self._weight.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the weight."""
+        return self._weight.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Always 5."""
+        return self._weight.ndim
+
+    def __repr__(self) -> str:
+        return f"PreparedWeight(shape={self.shape}, dtype={self.dtype}, stride={self.stride}, dilation={self.dilation}, groups={self.groups})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PreparedWeight, (self._weight, self.stride, self.dilation, self.groups)
+
+
+def forward(x: Array, weight: Array | PreparedWeight, bias: Array | None, geometry: Geometry, out: Array | None = None) -> Array:
+    """Return the transposed convolution of x (N, C_in, D, H, W), written into ``out`` where given."""
+    groups = geometry.groups
+    shape = (x.shape[0], weight.shape[1] * groups, *geometry.output_size)
+    if out is None:
+        out = np.empty(shape, x.dtype.newbyteorder("="))
+    if x.dtype.kind == "c":
+        real = np.empty((shape[0], 2 * shape[1], *shape[2:]), out.real.dtype)
+        _forward(_real_channels(x, groups), weight, None if bias is None else _real_channels(bias[None], groups)[0], real, geometry)
+        _join_complex(real, out, groups)
+        return out
+    target = out if _is_addressable(out) else np.empty(shape, out.dtype.newbyteorder("="))
+    _forward(x, weight, bias, target, geometry)
+    if target is not out:
+        out[...] = target
+    return out
+
+
+def input_grad(grad_output: Array, weight: Array | PreparedWeight, geometry: Geometry) -> Array:
+    """Return the gradient of the input: (N, C_in, D, H, W). Complex: the conjugate of the weight takes part, as in PyTorch."""
+    groups = geometry.groups
+    shape = (grad_output.shape[0], weight.shape[0], *geometry.input_size)
+    complex_ = grad_output.dtype.kind == "c"
+    grad = _real_channels(grad_output, groups) if complex_ else _addressable(grad_output)
+    core_weight, packed = _weight_arguments(weight, groups)
+    real = np.empty((shape[0], shape[1] * (1 + complex_), *shape[2:]), grad.dtype)
+    _core.input_grad(grad, core_weight, real, *_geometry_arguments(geometry), packed=packed)
+    return _joined(real, grad_output.dtype, groups) if complex_ else _typed(real, grad_output.dtype)
+
+
+def weight_grad(x: Array, grad_output: Array, geometry: Geometry) -> Array:
+    """Return the gradient of the weight: (C_in, C_out / groups, kD, kH, kW). Complex: the conjugate of x takes part."""
+    groups = geometry.groups
+    shape = (x.shape[1], grad_output.shape[1] // groups, *geometry.kernel_size)
+    if x.dtype.kind != "c":
+        x_core = _addressable(x)
+        grad = np.empty(shape, x_core.dtype)
+        _core.weight_grad(x_core, _addressable(grad_output), grad, *_geometry_arguments(geometry))
+        return _typed(grad, x.dtype)
+    x_real = _real_channels(x, groups)
+    real = np.empty((2 * shape[0], 2 * shape[1], *shape[2:]), x_real.dtype)
+    _core.weight_grad(x_real, _real_channels(grad_output, groups), real, *_geometry_arguments(geometry))
+    part = real.reshape(groups, 2, shape[0] // groups, 2, *shape[1:])
+    grad = np.empty(shape, x.dtype.newbyteorder("="))
+    grad.real = (part[:, 0, :, 0] + part[:, 1, :, 1]).reshape(shape)
+    grad.imag = (part[:, 0, :, 1] - part[:, 1, :, 0]).reshape(shape)
+    return grad
+
+
+def bias_grad(grad_output: Array) -> Array:
+    """Return the gradient of the bias: grad_output (N, C_out, D, H, W) summed over batch and space, added in float64."""
+    if grad_output.dtype.kind == "c":
+        grad = np.empty(grad_output.shape[1], grad_output.dtype.newbyteorder("="))
+        grad.real, grad.imag = bias_grad(grad_output.real), bias_grad(grad_output.imag)
+        return grad
+    core_grad = _addressable(grad_output)
+    result = np.empty(grad_output.shape[1], core_grad.dtype)
+    _core.bias_grad(core_grad, result)
+    return _typed(result, grad_output.dtype)
+
+
+def _forward(x: Array, weight: Array | PreparedWeight, bias: Array | None, out: Array, geometry: Geometry) -> None:
+    core_weight, packed = _weight_arguments(weight, geometry.groups)
+    core_bias = None if bias is None else _addressable(bias)
+    _core.forward(_addressable(x), core_weight, core_bias, _bits(out), *_geometry_arguments(geometry), packed=packed)
+
+
+def _weight_arguments(weight: Array | PreparedWeight, groups: int) -> tuple[Array, Any]:
+    if isinstance(weight, PreparedWeight):
+        return weight._core_weight, weight.packed
+    return (_real_weight(weight, groups) if weight.dtype.kind == "c" else _addressable(weight)), None
+
+
+def _geometry_arguments(geometry: Geometry) -> tuple[Triple, Triple, Triple, int]:
+    return geometry.stride, geometry.dilation, geometry.crop_front, geometry.groups
+
+
+def _is_addressable(array: Array) -> bool:
+    return bool(array.flags.aligned) and array.dtype.isnative and all(s % array.itemsize == 0 for s in array.strides)
+
+
+def _bits(array: Array) -> Array:
+    """bfloat16 as uint16, the form in which it crosses to the extension; everything else as it is."""
+    return array.view(np.uint16) if array.dtype.itemsize == 2 and array.dtype.kind != "f" else array
+
+
+def _addressable(array: Array) -> Array:
+    return _bits(array if _is_addressable(array) else np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+
+
+def _typed(array: Array, dtype: np.dtype[Any]) -> Array:
+    native = dtype.newbyteorder("=")
+    return array if array.dtype == native else array.view(native)
+
+
+# Complex numbers as real channels: per group first all real, then all imaginary parts. The real map
+#     [re]      [wr  wi] [re]
+#     [im]  ->  [-wi wr]^T ...   y_re = x_re*wr - x_im*wi,   y_im = x_re*wi + x_im*wr
+# is one real call with twice the channels, and its transpose is the gradient with conjugates that PyTorch defines.
+
+
+def _real_channels(array: Array, groups: int) -> Array:
+    n, channels, *space = array.shape
+    real = np.empty((n, groups, 2, channels // groups, *space), array.real.dtype.newbyteorder("="))
+    grouped = array.reshape(n, groups, channels // groups, *space)
+    real[:, :, 0], real[:, :, 1] = grouped.real, grouped.imag
+    return real.reshape(n, 2 * channels, *space)
+
+
+def _real_weight(weight: Array, groups: int) -> Array:
+    channels, columns, *kernel = weight.shape
+    real = np.empty((groups, 2, channels // groups, 2, columns, *kernel), weight.real.dtype.newbyteorder("="))
+    grouped = weight.reshape(groups, channels // groups, columns, *kernel)
+    real[:, 0, :, 0] = real[:, 1, :, 1] = grouped.real
+    real[:, 0, :, 1] = grouped.imag
+    real[:, 1, :, 0] = -grouped.imag
+    return real.reshape(2 * channels, 2 * columns, *kernel)
+
+
+def _join_complex(real: Array, out: Array, groups: int) -> None:
+    n, channels, *space = out.shape
+    part = real.reshape(n, groups, 2, channels // groups, *space)
+    out.real, out.imag = part[:, :, 0].reshape(out.shape), part[:, :, 1].reshape(out.shape)
+
+
+def _joined(real: Array, dtype: np.dtype[Any], groups: int) -> Array:
+    out = np.empty((real.shape[0], real.shape[1] // 2, *real.shape[2:]), dtype.newbyteorder("="))
+    _join_complex(real, out, groups)
+    return out
