@@ -7,16 +7,20 @@ complex numbers as twice the real channels, and arrays that the extension cannot
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from math import prod
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tconv3d import _core
+from . import _core
+from .geometry import Geometry, Triple
 
-if TYPE_CHECKING:
-    from tconv3d.geometry import Geometry, Triple
+Array = NDArray[Any]
+Dtype = np.dtype[Any]
 
-Array = np.ndarray[Any, np.dtype[Any]]
+# Below a mebibyte the allocator of NumPy is faster and its memory is warm; above, fresh pages cost more than many a layer's arithmetic.
+_POOLED_BYTES = 1 << 20
 
 get_num_threads = _core.get_num_threads
 instruction_sets = _core.instruction_sets
@@ -59,6 +63,7 @@ def show_config() -> str:
             f"instruction set  {active_instruction_set()} (this machine and build: {', '.join(instruction_sets())})",
             f"threads          {get_num_threads()}",
             f"cache per core   {_core.cache_bytes() // 1024} KiB",
+            f"output pool      at most {_core.output_pool_limit() >> 20} MiB idle",
         )
     )
 
@@ -82,7 +87,7 @@ class PreparedWeight:
         return self._weight.shape
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> Dtype:
         """Data type of the weight."""
         return self._weight.dtype
 
@@ -103,13 +108,13 @@ def forward(x: Array, weight: Array | PreparedWeight, bias: Array | None, geomet
     groups = geometry.groups
     shape = (x.shape[0], weight.shape[1] * groups, *geometry.output_size)
     if out is None:
-        out = np.empty(shape, x.dtype.newbyteorder("="))
+        out = _empty(shape, x.dtype)
     if x.dtype.kind == "c":
-        real = np.empty((shape[0], 2 * shape[1], *shape[2:]), out.real.dtype)
+        real = _empty((shape[0], 2 * shape[1], *shape[2:]), out.real.dtype)
         _forward(_real_channels(x, groups), weight, None if bias is None else _real_channels(bias[None], groups)[0], real, geometry)
         _join_complex(real, out, groups)
         return out
-    target = out if _is_addressable(out) else np.empty(shape, out.dtype.newbyteorder("="))
+    target = out if _is_addressable(out) else _empty(shape, out.dtype)
     _forward(x, weight, bias, target, geometry)
     if target is not out:
         out[...] = target
@@ -123,7 +128,7 @@ def input_grad(grad_output: Array, weight: Array | PreparedWeight, geometry: Geo
     complex_ = grad_output.dtype.kind == "c"
     grad = _real_channels(grad_output, groups) if complex_ else _addressable(grad_output)
     core_weight, packed = _weight_arguments(weight, groups)
-    real = np.empty((shape[0], shape[1] * (1 + complex_), *shape[2:]), grad.dtype)
+    real = _empty((shape[0], shape[1] * (1 + complex_), *shape[2:]), grad.dtype)
     _core.input_grad(grad, core_weight, real, *_geometry_arguments(geometry), packed=packed)
     return _joined(real, grad_output.dtype, groups) if complex_ else _typed(real, grad_output.dtype)
 
@@ -175,8 +180,20 @@ def _geometry_arguments(geometry: Geometry) -> tuple[Triple, Triple, Triple, int
     return geometry.stride, geometry.dilation, geometry.crop_front, geometry.groups
 
 
+def _empty(shape: tuple[int, ...], dtype: Dtype) -> Array:
+    """An uninitialized array of the native form of dtype; a large one from the pool of output buffers."""
+    native = dtype if dtype.isnative else dtype.newbyteorder("=")
+    if native.itemsize * prod(shape) < _POOLED_BYTES or native.kind == "c":
+        return np.empty(shape, native)
+    pooled: Array = _core.empty(shape, native.name if native.itemsize > 2 else "uint16")
+    return pooled if native.itemsize > 2 else pooled.view(native)
+
+
 def _is_addressable(array: Array) -> bool:
-    return bool(array.flags.aligned) and array.dtype.isnative and all(s % array.itemsize == 0 for s in array.strides)
+    flags = array.flags
+    if not (flags.aligned and array.dtype.isnative):
+        return False
+    return flags.c_contiguous or all(s % array.itemsize == 0 for s in array.strides)
 
 
 def _bits(array: Array) -> Array:
@@ -188,7 +205,7 @@ def _addressable(array: Array) -> Array:
     return _bits(array if _is_addressable(array) else np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 
-def _typed(array: Array, dtype: np.dtype[Any]) -> Array:
+def _typed(array: Array, dtype: Dtype) -> Array:
     native = dtype.newbyteorder("=")
     return array if array.dtype == native else array.view(native)
 
@@ -223,7 +240,7 @@ def _join_complex(real: Array, out: Array, groups: int) -> None:
     out.real, out.imag = part[:, :, 0].reshape(out.shape), part[:, :, 1].reshape(out.shape)
 
 
-def _joined(real: Array, dtype: np.dtype[Any], groups: int) -> Array:
+def _joined(real: Array, dtype: Dtype, groups: int) -> Array:
     out = np.empty((real.shape[0], real.shape[1] // 2, *real.shape[2:]), dtype.newbyteorder("="))
     _join_complex(real, out, groups)
     return out

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several test files share: a repeatable global generator and the list of instruction sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from tconv3d import _engine
+
+# The same examples on every machine and in every run; no deadline, since shared machines stall.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, print_blob=True)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Start every test from one state of NumPy's global generator and put the old state back."""
+    state = np.random.get_state()
+    np.random.seed(20240)
+    yield
+    np.random.set_state(state)
+
+
+@pytest.fixture(params=_engine.instruction_sets())
+def isa(request: pytest.FixtureRequest) -> str:
+    """Each instruction set that this machine has, by the name that TCONV3D_ISA takes when a process starts."""
+    return request.param
