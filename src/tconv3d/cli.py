@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `tconv3d` command: arguments only; what they ask for is done in `commands/`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .commands import CommandError, demo, explain, info
+
+_EXIT_BAD_REQUEST = 2  # as argparse's own
+_EXIT_INTERRUPTED = 130  # 128 + SIGINT
+_EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE, what a shell reports for any other command in `tconv3d ... | head`
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command on `arguments` (default: the process's) and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except (CommandError, MemoryError) as error:
+        print(f"tconv3d {options.command}: error: {str(error) or 'out of memory'}", file=sys.stderr)
+        return _EXIT_BAD_REQUEST
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; give it somewhere to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_BROKEN_PIPE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tconv3d", description="3-D transposed convolution under two contracts.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    command = commands.add_parser("demo", help="the comparison page's examples, then a brain volume upsampled x2")
+    command.add_argument("--volume", type=Path, metavar="FILE", help="a 3-D volume to use in place of nibabel's own")
+    command.add_argument(
+        "--output-dir", type=Path, default=Path(), metavar="DIR", help="where to write (default: here)"
+    )
+    command.set_defaults(run=lambda options: demo.run(options.volume, options.output_dir))
+
+    command = commands.add_parser("explain", help="what one layer call does, and its equal in the other contract")
+    command.add_argument(
+        "layer", metavar="CALL", help='such as "nn.ConvTranspose3d(3, 32, 5, stride=3)"; never executed'
+    )
+    command.add_argument("--input", required=True, metavar="N,C,D,H,W", help="input shape (PyTorch: or C,D,H,W)")
+    command.add_argument("--output-size", metavar="D,H,W", help="PyTorch's output_size at the call")
+    command.set_defaults(run=lambda options: explain.run(options.layer, options.input, options.output_size))
+
+    command = commands.add_parser("info", help="version, instruction sets, threads, frameworks found")
+    command.set_defaults(run=lambda options: info.run())
+    return parser

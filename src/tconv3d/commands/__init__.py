@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `tconv3d` command, one file per sub-command. Each has a `run` that prints; what it prints is made by pure"
+" functions."""
+
+from __future__ import annotations
+
+
+class CommandError(Exception):
+    """The user asked for something that cannot be done: the command prints the message and ends with exit code 2."""
