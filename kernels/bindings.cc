@@ -8,6 +8,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -88,6 +89,23 @@ Options options_of(int threads, Family family, PackedPanels* packed) {
   return o;
 }
 
+// An uninitialized C-contiguous array whose memory comes from the output pool and returns to it with the last view of the array.
+nb::object empty(const std::vector<int64_t>& shape, const std::string& name) {
+  const nb::dlpack::dtype dtype = name == "float64" ? nb::dtype<double>() : name == "float32" ? nb::dtype<float>() : nb::dtype<uint16_t>();
+  size_t bytes = dtype.bits / 8;
+  for (int64_t n : shape) {
+    require(n >= 0 && !__builtin_mul_overflow(bytes, size_t(n), &bytes), "sizes are not negative and fit 64 bits");
+  }
+  auto owned = std::make_unique<Buffer>(acquire_output(bytes));
+  Buffer* const buffer = owned.release();
+  nb::capsule owner(buffer, [](void* p) noexcept {
+    release_output(*static_cast<Buffer*>(p));
+    delete static_cast<Buffer*>(p);
+  });
+  std::vector<size_t> sizes(shape.begin(), shape.end());
+  return nb::cast(nb::ndarray<nb::numpy>(buffer->data, sizes.size(), sizes.data(), owner, nullptr, dtype));
+}
+
 constexpr size_t kAdviseBytes = size_t(4) << 20;
 
 void advise(const Output& y) {
@@ -154,6 +172,9 @@ NB_MODULE(_core, m) {
   m.def("bias_grad", &py_bias_grad, nb::arg("grad_output").noconvert(), nb::arg("grad_bias").noconvert(), nb::arg("threads") = 0,
         "Writes the sum of grad_output over batch and space into grad_bias.");
 
+  m.def("empty", &empty, nb::arg("shape"), nb::arg("dtype"), "An uninitialized array (float32, float64, or uint16 for 16-bit types) from the output pool.");
+  m.def("output_pool_limit", &output_pool_limit, "Bytes that may lie idle in the output pool.");
+  m.def("release_idle_memory", &release_idle_memory, "Frees the idle buffers that the engine keeps for the next call.");
   m.def("get_num_threads", &get_num_threads, "Threads that a call uses.");
   m.def("set_num_threads", &set_num_threads, nb::arg("n"), "Sets the threads that a call uses, 1 to 256.");
   m.def("instruction_sets", [] {

@@ -19,6 +19,7 @@
 
 #include "geometry.h"
 #include "isa/isa.h"
+#include "memory.h"
 #include "threads.h"
 
 namespace tconv3d {

@@ -143,36 +143,74 @@ static inline void store_phase(const RowStore<T>& a, int64_t phase, int64_t from
     for (int64_t i = from; i < a.count[phase]; ++i) write<S>(out, i * step, c[i] + a.bias);
 }
 
-// out[first[f] + i*step] = c[f][i] + bias. Two neighbouring phases of a contiguous row are zipped on vectors.
+// kLanes positions of `Phases` neighbouring phases, bias added, as Phases * kLanes consecutive elements.
+template <class T, int Phases>
+static inline void interleave(const T* const* c, int64_t i, T bias, Vec<T> (&out)[Phases]) {
+  if constexpr (Phases == 1) {
+    out[0] = load<T>(c[0] + i) + bias;
+  } else {
+    const T *even[Phases / 2], *odd[Phases / 2];
+    for (int f = 0; f < Phases / 2; ++f) even[f] = c[2 * f], odd[f] = c[2 * f + 1];
+    Vec<T> a[Phases / 2], b[Phases / 2];
+    interleave<T, Phases / 2>(even, i, bias, a);
+    interleave<T, Phases / 2>(odd, i, bias, b);
+    for (int v = 0; v < Phases / 2; ++v) {
+      out[2 * v] = zip<T, 0>(a[v], b[v]);
+      out[2 * v + 1] = zip<T, 1>(a[v], b[v]);
+    }
+  }
+}
+
+// Full vectors of a row whose `Phases` phases are neighbours in order; returns the positions done. Streamed where whole lines can go
+// past the cache.
+template <class T, int Phases>
+static inline int64_t store_interleaved(const T* const* c, T* out, int64_t n, T bias, bool stream) {
+  int64_t i = 0;
+  if (stream && uintptr_t(out) % (Phases * sizeof(T)) == 0) {
+    for (; i < n && uintptr_t(out + Phases * i) % TCONV3D_VECTOR_BYTES; ++i)
+      for (int f = 0; f < Phases; ++f) out[Phases * i + f] = c[f][i] + bias;
+    for (; i + kLanes<T> <= n; i += kLanes<T>) {
+      Vec<T> v[Phases];
+      interleave<T, Phases>(c, i, bias, v);
+      for (int p = 0; p < Phases; ++p) store_past_cache<T>(out + Phases * i + p * kLanes<T>, v[p]);
+    }
+  }
+  for (; i + kLanes<T> <= n; i += kLanes<T>) {
+    Vec<T> v[Phases];
+    interleave<T, Phases>(c, i, bias, v);
+    for (int p = 0; p < Phases; ++p) store<T>(out + Phases * i + p * kLanes<T>, v[p]);
+  }
+  return i;
+}
+
+// out[first[f] + i*step] = c[f][i] + bias. One, two or four neighbouring phases of a contiguous row are interleaved on vectors.
 template <class T>
 static void store_row(const RowStore<T>& a, DType dtype) {
   with_stored<T>(dtype, [&](auto s) {
     using S = decltype(s);
-    int64_t done[2] = {0, 0};
-    if (a.phases == 2 && a.step == 2 && a.out_stride == 1) {
-      const int lead = a.first[0] < a.first[1] ? 0 : 1;
-      if (a.first[1 - lead] == a.first[lead] + 1) {
-        const T *even = a.c[lead], *odd = a.c[1 - lead];
-        const int64_t n = a.count[0] < a.count[1] ? a.count[0] : a.count[1];
-        int64_t i = 0;
-        if constexpr (sizeof(S) == sizeof(T)) {
-          T* out = static_cast<T*>(a.out) + a.first[lead];
-          for (; i + kLanes<T> <= n; i += kLanes<T>) {
-            const Vec<T> x = load<T>(even + i) + a.bias, y = load<T>(odd + i) + a.bias;
-            store<T>(out + 2 * i, zip<T, 0>(x, y));
-            store<T>(out + 2 * i + kLanes<T>, zip<T, 1>(x, y));
-          }
-        } else {
-          char* out = static_cast<char*>(a.out) + a.first[lead] * int64_t(sizeof(S));
-          for (; i < n; ++i) {
-            write<S>(out, 2 * i, even[i] + a.bias);
-            write<S>(out, 2 * i + 1, odd[i] + a.bias);
-          }
+    int64_t done = 0;
+    const T* c[4] = {};
+    if constexpr (sizeof(S) == sizeof(T))
+      if (a.phases == a.step && a.out_stride == 1 && (a.phases == 1 || a.phases == 2 || a.phases == 4)) {
+        // Rotated so that the phase with the first element leads; the rest follow it in steps of one.
+        int64_t lead = 0, n = a.count[0];
+        for (int64_t f = 1; f < a.phases; ++f) {
+          if (a.first[f] < a.first[lead]) lead = f;
+          if (a.count[f] < n) n = a.count[f];
         }
-        done[0] = done[1] = i;
+        bool neighbours = true;
+        for (int64_t f = 0; f < a.phases; ++f) {
+          const int64_t at = (lead + f) % a.phases;
+          c[f] = a.c[at];
+          neighbours = neighbours && a.first[at] == a.first[lead] + f;
+        }
+        T* out = static_cast<T*>(a.out) + a.first[lead];
+        if (neighbours)
+          done = a.phases == 1   ? store_interleaved<T, 1>(c, out, n, a.bias, a.stream)
+                 : a.phases == 2 ? store_interleaved<T, 2>(c, out, n, a.bias, a.stream)
+                                 : store_interleaved<T, 4>(c, out, n, a.bias, a.stream);
       }
-    }
-    for (int64_t f = 0; f < a.phases; ++f) store_phase<S>(a, f, a.phases == 2 ? done[f] : 0);
+    for (int64_t f = 0; f < a.phases; ++f) store_phase<S>(a, f, done);
   });
 }
 

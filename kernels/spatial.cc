@@ -131,7 +131,7 @@ SpatialPlan plan_spatial(const Gather& g, const Kernels& kernels, int threads) {
           p.flat_depth = flat;
           lay_out<T>(p, g, k);
           const bool smallest = d == sizes[0].back() && h == sizes[1].back() && w == sizes[2].back();
-          if ((bytes(p) > int64_t(cache_bytes()) || p.run > 8192) && !smallest) continue;
+          if ((bytes(p) > int64_t(cache_bytes()) || p.run > (getenv("RUN") ? atoll(getenv("RUN")) : 8192)) && !smallest) continue;
           price<T>(p, g, work, k, threads);
           if (p.cycles < best.cycles) best = std::move(p);
         }
@@ -139,6 +139,9 @@ SpatialPlan plan_spatial(const Gather& g, const Kernels& kernels, int threads) {
   }
   return best;
 }
+
+// Results that outgrow the last-level cache are stored past it.
+const int64_t kStreamBytes = getenv("STREAM") ? atoll(getenv("STREAM")) : int64_t(32) << 20;
 
 // A block of positions and where it lies.
 struct Block {
@@ -156,6 +159,8 @@ class SpatialRun {
       tap_offsets_.push_back(std::move(offsets));
     }
     row_phases_ = int64_t(g.axis[2].phases.size());
+    const int64_t target = g.batch * g.groups * g.columns * g.axis[0].target_size * g.axis[1].target_size * g.axis[2].target_size;
+    stream_ = target * g.target.element_size() >= kStreamBytes;
   }
 
   int64_t tasks() const { return g_.batch * g_.groups * p_.blocks[0] * p_.blocks[1] * p_.blocks[2]; }
@@ -278,7 +283,7 @@ class SpatialRun {
       firsts[f] = phase.first + b.from[2] * step;
       counts[f] = std::max<int64_t>(0, std::min(b.size[2], phase.count - b.from[2]));
     }
-    RowStore<T> row{nullptr, target.stride[4], rows, firsts, counts, row_phases_, step, 0};
+    RowStore<T> row{nullptr, target.stride[4], rows, firsts, counts, row_phases_, step, 0, stream_};
     const int64_t planes = p_.flat_depth ? b.size[0] : 1;
     for (int64_t m = 0; m < tile.count; ++m) {
       const int64_t channel = b.group * g_.columns + tile.begin + m;
@@ -301,6 +306,7 @@ class SpatialRun {
   const Panels& panels_;
   const TileKernels<T>& k_;
   int64_t row_phases_;
+  bool stream_;
   std::vector<std::vector<int64_t>> tap_offsets_;
 };
 

@@ -2,8 +2,6 @@
 #include "threads.h"
 
 #include <pthread.h>
-#include <sys/mman.h>
-#include <unistd.h>
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -17,12 +15,10 @@
 #include <cstdlib>
 #include <exception>
 #include <mutex>
-#include <new>
 #include <stdexcept>
 #include <string>
 #include <system_error>
 #include <thread>
-#include <vector>
 
 namespace tconv3d {
 
@@ -121,30 +117,14 @@ class Pool {
 std::atomic<Pool*> pool{nullptr};
 std::once_flag pool_once;
 
-// Idle scratch buffers, kept for the next call.
-constexpr size_t kKeptBytes = size_t(32) << 20;
-constexpr size_t kKeptCount = 64;
-struct ScratchStore {
-  std::mutex mutex;
-  std::vector<std::pair<char*, size_t>> buffers;
-  size_t bytes = 0;
-  ScratchStore() { buffers.reserve(kKeptCount); }
-};
-ScratchStore& scratch_store() {
-  static ScratchStore* store = new ScratchStore;  // never destroyed: a worker may outlive static destructors
-  return *store;
-}
-
 // A forked child has none of the parent's threads: it starts with a pool of its own. The old one is left where it is, its mutexes may
 // be held by threads that no longer exist.
 void new_pool() { pool.store(new Pool); }
-void before_fork() { scratch_store().mutex.lock(); }
-void after_fork() { scratch_store().mutex.unlock(); }
 
 Pool& the_pool() {
   std::call_once(pool_once, [] {
     new_pool();
-    pthread_atfork(before_fork, after_fork, [] { after_fork(), new_pool(); });
+    pthread_atfork(nullptr, nullptr, new_pool);
   });
   return *pool.load();
 }
@@ -216,60 +196,6 @@ void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t, 
     own();
   if (job.error) std::rethrow_exception(job.error);
   if (interrupted) throw Interrupted{};
-}
-
-void advise_huge(void* data, size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHuge = uintptr_t(2) << 20;
-  const uintptr_t begin = (uintptr_t(data) + kHuge - 1) & ~(kHuge - 1), end = (uintptr_t(data) + bytes) & ~(kHuge - 1);
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
-}
-
-size_t cache_bytes() {
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-  static const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (found > 0) return size_t(found);
-#endif
-  return size_t(512) << 10;
-}
-
-Scratch::Scratch(size_t bytes) : data_(nullptr), bytes_((std::max<size_t>(bytes, 1) + 4095) & ~size_t(4095)) {
-  {
-    ScratchStore& store = scratch_store();
-    std::lock_guard<std::mutex> lock(store.mutex);
-    auto best = store.buffers.end();
-    for (auto it = store.buffers.begin(); it != store.buffers.end(); ++it)
-      if (it->second >= bytes_ && it->second / 4 <= bytes_ && (best == store.buffers.end() || it->second < best->second)) best = it;
-    if (best != store.buffers.end()) {
-      data_ = best->first;
-      bytes_ = best->second;
-      store.bytes -= bytes_;
-      store.buffers.erase(best);
-      return;
-    }
-  }
-  const size_t alignment = bytes_ >= (size_t(1) << 20) ? size_t(2) << 20 : 4096;
-  bytes_ = (bytes_ + alignment - 1) & ~(alignment - 1);
-  void* p = nullptr;
-  if (posix_memalign(&p, alignment, bytes_) != 0) throw std::bad_alloc();
-  advise_huge(p, bytes_);
-  data_ = static_cast<char*>(p);
-}
-
-Scratch::~Scratch() {
-  ScratchStore& store = scratch_store();
-  {
-    std::lock_guard<std::mutex> lock(store.mutex);
-    if (store.bytes + bytes_ <= kKeptBytes && store.buffers.size() < kKeptCount) {
-      store.buffers.emplace_back(data_, bytes_);
-      store.bytes += bytes_;
-      return;
-    }
-  }
-  std::free(data_);
 }
 
 }  // namespace tconv3d

@@ -17,6 +17,8 @@ struct VectorOf {
 template <class T>
 using Vec = typename VectorOf<T>::type;
 
+using IntegerVec = Vec<long long>;
+
 template <class T>
 constexpr int kLanes = TCONV3D_VECTOR_BYTES / int(sizeof(T));
 
@@ -31,6 +33,20 @@ static inline Vec<T> load(const T* p) {
 template <class T>
 static inline void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
+}
+
+// A store to an aligned address that does not bring the line into the cache first; a plain store where there is none.
+template <class T>
+static inline void store_past_cache(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+  __builtin_ia32_movntdq512(reinterpret_cast<IntegerVec*>(p), reinterpret_cast<IntegerVec>(v));
+#elif defined(__AVX__)
+  __builtin_ia32_movntdq256(reinterpret_cast<IntegerVec*>(p), reinterpret_cast<IntegerVec>(v));
+#elif defined(__SSE2__)
+  __builtin_ia32_movntdq(reinterpret_cast<IntegerVec*>(p), reinterpret_cast<IntegerVec>(v));
+#else
+  store<T>(p, v);
+#endif
 }
 
 template <int... I>

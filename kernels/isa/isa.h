@@ -46,6 +46,7 @@ struct RowStore {
   const int64_t* count; // [phases]
   int64_t phases, step;
   T bias;
+  bool stream;          // past the cache
 };
 
 // Packed weights of one column tile: dst[tap][channel][column] for `channels` channels from `src`.
