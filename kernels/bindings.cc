@@ -156,9 +156,10 @@ void py_bias_grad(const Input& gy, const Output& gb, int threads) {
 NB_MODULE(_core, m) {
   m.doc() = "The compiled engine of tconv3d. Use tconv3d itself: this module's functions take arguments that were checked already.";
   nb::class_<PackedPanels>(m, "PackedPanels", "Packed weights, kept by the layout that each plan asked for.").def(nb::init<>());
-  nb::enum_<Family>(m, "Family", "Which way round the register tile is laid; both give the same bits.")
+  nb::enum_<Family>(m, "Family", "What lies on the lanes and rows of a register tile; all give the same bits.")
       .value("automatic", Family::automatic)
       .value("spatial", Family::spatial)
+      .value("phased", Family::phased)
       .value("channels", Family::channels);
 
   m.def("forward", &py_forward, nb::arg("input").noconvert(), nb::arg("weight").noconvert(), nb::arg("bias").noconvert().none(), nb::arg("output").noconvert(),

@@ -164,19 +164,59 @@ class ChannelsRun {
   }
 
   void store(const Task& task, const PanelSet& set, const ColumnTile& tile, const std::array<int64_t, 3>& extent, const T* c) const {
+    const int64_t members = int64_t(set.phases.members.size());
+    std::vector<T> bias(size_t(tile.count), T(0));
+    if (g_.bias)
+      for (int64_t m = 0; m < tile.count; ++m)
+        k_.load_run(&bias[size_t(m)], 1, g_.bias->at((task.group * g_.columns + (tile.begin + m) / members) * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
+    if (members > 1)
+      store_by_position(task, set, tile, extent, c, bias.data());
+    else
+      store_by_column(task, set, tile, extent, c, bias.data());
+  }
+
+  // Several phases in a row of the tile: their targets are neighbours, so a position's columns are written together. Where phases differ
+  // in length, the positions past the end of some go one by one.
+  void store_by_position(const Task& task, const PanelSet& set, const ColumnTile& tile, const std::array<int64_t, 3>& extent, const T* c, const T* bias) const {
     const View& target = g_.target;
-    std::vector<int64_t> offset(size_t(task.end - task.begin)), from(offset.size());
-    int64_t member = -1, kept = 0;
+    const int64_t members = int64_t(set.phases.members.size());
+    std::vector<int64_t> offset(size_t(tile.count));
+    std::array<int64_t, 3> shortest = extent;
     for (int64_t m = 0; m < tile.count; ++m) {
-      const int64_t column = tile.begin + m, channel = task.group * g_.columns + column % g_.columns;
-      if (column / g_.columns != member) {
-        member = column / g_.columns;
-        kept = aim_target(set.phases.members[size_t(member)], task, extent, offset.data(), from.data());
+      const Combo& combo = set.phases.members[size_t((tile.begin + m) % members)];
+      offset[size_t(m)] = (task.group * g_.columns + (tile.begin + m) / members) * target.stride[1];
+      for (size_t a = 0; a < 3; ++a) {
+        offset[size_t(m)] += combo[a]->first * target.stride[a + 2];
+        shortest[a] = std::min(shortest[a], combo[a]->count);
       }
-      T bias = 0;
-      if (g_.bias) k_.load_run(&bias, 1, g_.bias->at(channel * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
-      k_.store_scattered(target.at(channel * target.stride[1]), offset.data(), c + m, from.data(), tile.width, kept, bias, target.dtype);
     }
+    bool contiguous = true;
+    for (size_t m = 1; m < offset.size(); ++m) contiguous = contiguous && offset[m] == offset[0] + int64_t(m);
+    for (int64_t p = task.begin; p < task.end; ++p) {
+      const std::array<int64_t, 4> at = place(p, extent);
+      int64_t to = at[0] * target.stride[0];
+      bool all = true;
+      for (size_t a = 0; a < 3; ++a) {
+        to += at[a + 1] * g_.axis[a].target_step * target.stride[a + 2];
+        all = all && at[a + 1] < shortest[a];
+      }
+      const T* row = c + (p - task.begin) * tile.width;
+      if (all) {
+        k_.store_columns(target.at(to), offset.data(), contiguous, row, bias, tile.count, target.dtype);
+        continue;
+      }
+      for (int64_t m = 0; m < tile.count; ++m) {
+        const Combo& combo = set.phases.members[size_t((tile.begin + m) % members)];
+        if (at[1] < combo[0]->count && at[2] < combo[1]->count && at[3] < combo[2]->count) k_.store_columns(target.at(to), &offset[size_t(m)], true, row + m, bias + m, 1, target.dtype);
+      }
+    }
+  }
+
+  void store_by_column(const Task& task, const PanelSet& set, const ColumnTile& tile, const std::array<int64_t, 3>& extent, const T* c, const T* bias) const {
+    std::vector<int64_t> offset(size_t(task.end - task.begin)), from(offset.size());
+    const int64_t kept = aim_target(set.phases.members[0], task, extent, offset.data(), from.data());
+    for (int64_t m = 0; m < tile.count; ++m)
+      k_.store_scattered(g_.target.at((task.group * g_.columns + tile.begin + m) * g_.target.stride[1]), offset.data(), c + m, from.data(), tile.width, kept, bias[m], g_.target.dtype);
   }
 
   // Where the positions of a task lie in one channel of the target, for one phase; positions past the phase's end are left out.
@@ -265,10 +305,7 @@ void run_channels(const Gather& g, const Options& options, const Kernels& kernel
     rows = {to, depth * g.axis[0].source_size, depth, row, position};
   }
   const ChannelsRun<T> run(g, panels, tile_rows, rows, kernels);
-  const int threads = int(std::min<int64_t>(options.threads, run.tasks()));
-  Scratch scratch(size_t(run.scratch_size() * threads) * sizeof(T));
-  T* base = reinterpret_cast<T*>(scratch.data());
-  parallel_for(run.tasks(), threads, [&](int64_t task, int worker) { run.run(task, base + worker * run.scratch_size()); }, options.stop);
+  run_tasks<T>(run.tasks(), run.scratch_size(), options, [&](int64_t task, T* scratch) { run.run(task, scratch); });
 }
 
 template void run_channels<float>(const Gather&, const Options&, const Kernels&, int64_t);

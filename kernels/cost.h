@@ -14,6 +14,10 @@ inline double step_cycles(int64_t rows, int64_t vectors, double loads_per_vector
   return std::max({multiply_adds, loads, 4.0});
 }
 
+// Cache lines per unaligned vector load: whole lines nearly always touch two.
+template <class T>
+double loads_per_vector(int64_t lanes) { return lanes * int64_t(sizeof(T)) >= 64 ? 1.8 : 1.3; }
+
 constexpr double kTileCall = 20;       // entering a tile, and its first loads
 constexpr double kRowCall = 14;        // one row packed or stored: a call and its edges
 constexpr double kPackedElement = 0.4;  // a contiguous element copied on vectors

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine.h"
 
+#include <limits>
+
 #include "gather.h"
 
 namespace tconv3d {
@@ -29,7 +31,7 @@ void fill_bias(const Gather& g, const Options& options, const Kernels& kernels) 
 }
 
 template <class T>
-void run(const Gather& g, const Options& options, int64_t chunk) {
+void run(const Problem* forward, const Gather& g, const Options& options, int64_t chunk) {
   const Kernels& kernels = active_kernels();
   bool covered = g.channels > 0, any = g.batch * g.groups * g.columns > 0;
   for (const AxisPlan& a : g.axis) {
@@ -41,36 +43,46 @@ void run(const Gather& g, const Options& options, int64_t chunk) {
   bool work = g.channels > 0;
   for (const AxisPlan& a : g.axis) work = work && a.source_size > 0 && a.positions > 0;
   if (!work) return;
-  Family family = options.family;
-  if (family == Family::automatic) family = channels_cost<T>(g, options, kernels) < spatial_cost<T>(g, options, kernels) ? Family::channels : Family::spatial;
+  double best = std::numeric_limits<double>::infinity();
+  Family family = Family::spatial;
+  const auto consider = [&](Family candidate, double cycles) {
+    if ((options.family == Family::automatic || options.family == candidate) && cycles < best) best = cycles, family = candidate;
+  };
+  if (options.family == Family::automatic || options.family == Family::phased) {
+    if (forward) consider(Family::phased, phased_cost<T>(*forward, g, options, kernels));
+  }
+  if (options.family == Family::automatic) consider(Family::spatial, spatial_cost<T>(g, options, kernels));
+  if (options.family == Family::automatic || options.family == Family::channels) consider(Family::channels, channels_cost<T>(g, options, kernels));
   if (family == Family::channels)
     run_channels<T>(g, options, kernels, chunk);
+  else if (family == Family::phased)
+    run_phased<T>(*forward, g, options, kernels, chunk);
   else
     run_spatial<T>(g, options, kernels, chunk);
 }
 
-// `taps`: of the phase with the most.
-void run(const Gather& g, const Options& options, int64_t taps) {
+// `forward`: the problem, where g is its forward. `taps`: of the phase with the most.
+void run(const Problem* forward, const Gather& g, const Options& options, int64_t taps) {
   if (g.source.dtype == DType::float64)
-    run<double>(g, options, channel_chunk(taps));
+    run<double>(forward, g, options, channel_chunk(taps));
   else
-    run<float>(g, options, channel_chunk(taps));
+    run<float>(forward, g, options, channel_chunk(taps));
 }
 
 }  // namespace
 
 void forward(const Problem& p, const View& x, const View& w, const View* bias, const View& y, const Options& options) {
   Gather g{p.batch, p.groups, p.in_channels / p.groups, p.out_channels / p.groups, {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])},
-           x, w, y, bias, p.in_channels / p.groups * w.stride[0], w.stride[0], w.stride[1], {w.stride[2], w.stride[3], w.stride[4]}};
+           x, w, y, bias, p.in_channels / p.groups * w.stride[0], w.stride[0], w.stride[1], {w.stride[2], w.stride[3], w.stride[4]}, {p.axis[0].kernel, p.axis[1].kernel, p.axis[2].kernel}};
   int64_t taps = 1;
   for (const Axis& a : p.axis) taps *= ceil_div(a.kernel, a.stride);
-  run(g, options, taps);
+  run(&p, g, options, taps);
 }
 
 void input_grad(const Problem& p, const View& gy, const View& w, const View& gx, const Options& options) {
   Gather g{p.batch, p.groups, p.out_channels / p.groups, p.in_channels / p.groups, {input_grad_axis(p.axis[0]), input_grad_axis(p.axis[1]), input_grad_axis(p.axis[2])},
-           gy, w, gx, nullptr, p.in_channels / p.groups * w.stride[0], w.stride[1], w.stride[0], {w.stride[2], w.stride[3], w.stride[4]}};
-  run(g, options, p.axis[0].kernel * p.axis[1].kernel * p.axis[2].kernel);
+           gy, w, gx, nullptr, p.in_channels / p.groups * w.stride[0], w.stride[1], w.stride[0], {w.stride[2], w.stride[3], w.stride[4]}, {p.axis[0].kernel, p.axis[1].kernel, p.axis[2].kernel}};
+  run(nullptr, g, options, p.axis[0].kernel * p.axis[1].kernel * p.axis[2].kernel);
 }
 
 void bias_grad(const Problem& p, const View& gy, const View& gb, const Options& options) {

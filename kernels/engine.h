@@ -46,8 +46,8 @@ class PackedPanels {
   std::map<Key, std::shared_ptr<Scratch>> panels_;
 };
 
-// Which way round a tile is laid. Both give the same bits; `automatic` asks the cost model.
-enum class Family : int { automatic, spatial, channels };
+// What lies on the lanes and rows of a tile. All give the same bits; `automatic` asks the cost model. `phased` is `spatial` where it does not apply.
+enum class Family : int { automatic, spatial, phased, channels };
 
 struct Options {
   int threads = 1;

@@ -15,7 +15,7 @@ struct Gather {
   View source, weight, target;
   const View* bias;
   int64_t weight_group, weight_channel, weight_column;  // strides of w in g, c and m
-  std::array<int64_t, 3> weight_tap;
+  std::array<int64_t, 3> weight_tap, weight_kernel;  // strides and sizes of the kernel's axes
 };
 
 // A phase of all three axes. Its taps are the product of the axes' taps, kernel d, h, w ascending: the order of the reduction.
@@ -33,14 +33,28 @@ void for_each_tap(const Combo& c, F f) {
 // with the whole reduction. `taps` depends on kernel and stride alone, never on sizes or threads: the chunk fixes the bits.
 inline int64_t channel_chunk(int64_t taps) { return std::clamp<int64_t>(2048 / std::max<int64_t>(taps, 1) / 32 * 32, 32, 256); }
 
+// body(task, scratch) for every task, each thread with scratch of so many elements of its own.
+template <class T, class F>
+void run_tasks(int64_t tasks, int64_t scratch_size, const Options& options, F body) {
+  const int threads = int(std::min<int64_t>(options.threads, tasks));
+  const int64_t each = (scratch_size * int64_t(sizeof(T)) + 127) / 64 * 64 / int64_t(sizeof(T));
+  Scratch scratch(size_t(each * threads) * sizeof(T));
+  T* const base = reinterpret_cast<T*>(scratch.data());
+  parallel_for(tasks, threads, [&](int64_t task, int worker) { body(task, base + worker * each); }, options.stop);
+}
+
 template <class T>
 void run_spatial(const Gather&, const Options&, const Kernels&, int64_t chunk);
 template <class T>
 void run_channels(const Gather&, const Options&, const Kernels&, int64_t chunk);
+template <class T>
+void run_phased(const Problem&, const Gather&, const Options&, const Kernels&, int64_t chunk);
 
 // Machine cycles that a family needs by its cost model, all threads together; infinity where it cannot run.
 template <class T>
 double spatial_cost(const Gather&, const Options&, const Kernels&);
+template <class T>
+double phased_cost(const Problem&, const Gather&, const Options&, const Kernels&);
 template <class T>
 double channels_cost(const Gather&, const Options&, const Kernels&);
 

@@ -30,9 +30,11 @@ struct Tap {
   int64_t kernel, offset, source_phase;
 };
 
+// Positions begin <= j < count reach a target; an aligned plan has phases whose ends lie outside.
 struct Phase {
   int64_t first, count;
   std::vector<Tap> taps;
+  int64_t begin = 0;
 };
 
 struct AxisPlan {
@@ -57,7 +59,7 @@ inline AxisPlan forward_axis(const Axis& a) {
     if (first >= a.output) continue;
     auto same = std::find_if(plan.phases.begin(), plan.phases.end(), [&](const Phase& p) { return p.first == first; });
     if (same == plan.phases.end()) {
-      plan.phases.push_back({first, (a.output - 1 - first) / a.stride + 1, {}});
+      plan.phases.push_back({first, (a.output - 1 - first) / a.stride + 1, {}, 0});
       same = plan.phases.end() - 1;
       reached += same->count;
       plan.positions = std::max(plan.positions, same->count);
@@ -69,12 +71,31 @@ inline AxisPlan forward_axis(const Axis& a) {
   return plan;
 }
 
+// Forward phases that share their source samples: tap k = u*stride + phase reads sample j - u, so that tap after tap all phases (or, last, the
+// first few) use one load. For undilated kernels no shorter than the stride.
+inline AxisPlan aligned_forward_axis(const Axis& a) {
+  AxisPlan plan;
+  plan.source_size = a.input;
+  plan.target_size = a.output;
+  plan.target_step = a.stride;
+  const int64_t start = floor_div(a.crop, a.stride);
+  plan.positions = floor_div(a.output - 1 + a.crop, a.stride) - start + 1;
+  for (int64_t f = 0; f < a.stride; ++f) {
+    Phase phase{start * a.stride + f - a.crop, 0, {}, 0};
+    phase.begin = phase.first < 0;
+    phase.count = floor_div(a.output - 1 - phase.first, a.stride) + 1;
+    for (int64_t k = f; k < a.kernel; k += a.stride) phase.taps.push_back({k, start - k / a.stride, 0});
+    plan.phases.push_back(std::move(phase));
+  }
+  return plan;
+}
+
 inline AxisPlan input_grad_axis(const Axis& a) {
   AxisPlan plan;
   plan.source_size = a.output;
   plan.source_step = a.stride;
   plan.target_size = plan.positions = a.input;
-  Phase all{0, a.input, {}};
+  Phase all{0, a.input, {}, 0};
   for (int64_t k = 0; k < a.kernel; ++k) {
     const int64_t o = k * a.dilation - a.crop;
     all.taps.push_back({k, floor_div(o, a.stride), floor_mod(o, a.stride)});

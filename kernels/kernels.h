@@ -28,21 +28,42 @@ struct FillRows<T, Vectors, 0> {
   static void fill(TileKernels<T>&) {}
 };
 
+template <class T, int PhasesH, int Columns, int Vectors>
+static void fill_phased(TileKernels<T>& k) {
+  if constexpr (spatial_fits(PhasesH * 2 * Columns, Vectors)) k.phased[PhasesH][Columns][Vectors] = phased_tile<T, PhasesH, 2, Columns, Vectors>;
+}
+template <class T, int Vectors>
+static void fill_phased(TileKernels<T>& k) {
+  fill_phased<T, 1, 1, Vectors>(k);
+  fill_phased<T, 1, 2, Vectors>(k);
+  fill_phased<T, 2, 1, Vectors>(k);
+  fill_phased<T, 2, 2, Vectors>(k);
+}
+
+template <class T, int Vectors>
+static void fill_vectors(TileKernels<T>& k) {
+  FillRows<T, Vectors, kMaxRows>::fill(k);
+  fill_phased<T, Vectors>(k);
+}
+
 template <class T>
 static void fill_tiles(TileKernels<T>& k) {
   k.lanes = kLanes<T>;
-  FillRows<T, 1, kMaxRows>::fill(k);
-  FillRows<T, 2, kMaxRows>::fill(k);
-  FillRows<T, 3, kMaxRows>::fill(k);
-  FillRows<T, 4, kMaxRows>::fill(k);
-  FillRows<T, 6, kMaxRows>::fill(k);
-  FillRows<T, 8, kMaxRows>::fill(k);
+  fill_vectors<T, 1>(k);
+  fill_vectors<T, 2>(k);
+  fill_vectors<T, 3>(k);
+  fill_vectors<T, 4>(k);
+  fill_vectors<T, 6>(k);
+  fill_vectors<T, 8>(k);
   k.load_run = load_run<T>;
+  k.load_rows = load_rows<T>;
   k.store_run = store_run<T>;
   k.fill_run = fill_run<T>;
   k.store_row = store_row<T>;
   k.store_scattered = store_scattered<T>;
+  k.store_columns = store_columns<T>;
   k.pack_weights = pack_weights<T>;
+  k.pack_kernels = pack_kernels<T>;
   k.pack_positions = pack_positions<T>;
 }
 

@@ -110,6 +110,32 @@ static void load_run(T* dst, int64_t ds, const void* src, int64_t ss, int64_t n,
   with_stored<T>(dtype, [&](auto s) { load_run_of<T, decltype(s)>(dst, ds, src, ss, n); });
 }
 
+// A row of n elements between zeros; a tail repeats the last full vector.
+template <class T, class S>
+static inline void load_row(T* dst, int64_t left, int64_t right, const void* src, int64_t ss, int64_t n) {
+  for (int64_t i = 0; i < left; ++i) dst[i] = 0;
+  dst += left;
+  if (sizeof(S) == sizeof(T) && ss == 1 && n >= kLanes<T>) {
+    const T* from = static_cast<const T*>(src);
+    for (int64_t i = 0; i + kLanes<T> <= n; i += kLanes<T>) store<T>(dst + i, load<T>(from + i));
+    store<T>(dst + n - kLanes<T>, load<T>(from + n - kLanes<T>));
+  } else {
+    load_run_of<T, S>(dst, 1, src, ss, n);
+  }
+  for (int64_t i = n; i < n + right; ++i) dst[i] = 0;
+}
+
+// dst[r * pitch] = left zeros, src[r * row_stride + i * stride] for i < n, right zeros, for r < rows
+template <class T>
+static void load_rows(const RowsLoad<T>& a, DType dtype) {
+  with_stored<T>(dtype, [&](auto s) {
+    using S = decltype(s);
+    T* dst = a.dst;
+    const char* src = static_cast<const char*>(a.src);
+    for (int64_t r = 0; r < a.rows; ++r, dst += a.pitch, src += a.row_stride * int64_t(sizeof(S))) load_row<T, S>(dst, a.left, a.right, src, a.stride, a.n);
+  });
+}
+
 template <class T>
 static void store_run(void* dst, int64_t ds, const T* src, int64_t ss, int64_t n, DType dtype) {
   with_stored<T>(dtype, [&](auto s) {
@@ -143,6 +169,18 @@ static inline void store_phase(const RowStore<T>& a, int64_t phase, int64_t from
     for (int64_t i = from; i < a.count[phase]; ++i) write<S>(out, i * step, c[i] + a.bias);
 }
 
+// n < 4 * kLanes elements, n > 0, without a call: halves, quarters, ... of a vector.
+template <class T>
+static inline void copy_short(T* to, const T* from, int64_t n) {
+  for (; n >= kLanes<T>; n -= kLanes<T>, to += kLanes<T>, from += kLanes<T>) store<T>(to, load<T>(from));
+#pragma GCC unroll 4
+  for (int part = kLanes<T> / 2; part; part /= 2)
+    if (n & part) {
+      for (int i = 0; i < part; ++i) to[i] = from[i];
+      to += part, from += part;
+    }
+}
+
 // kLanes positions of `Phases` neighbouring phases, bias added, as Phases * kLanes consecutive elements.
 template <class T, int Phases>
 static inline void interleave(const T* const* c, int64_t i, T bias, Vec<T> (&out)[Phases]) {
@@ -161,10 +199,9 @@ static inline void interleave(const T* const* c, int64_t i, T bias, Vec<T> (&out
   }
 }
 
-// Full vectors of a row whose `Phases` phases are neighbours in order; returns the positions done. Streamed where whole lines can go
-// past the cache.
+// n positions of a row whose `Phases` phases are neighbours in order. Streamed where whole lines can go past the cache.
 template <class T, int Phases>
-static inline int64_t store_interleaved(const T* const* c, T* out, int64_t n, T bias, bool stream) {
+static inline void store_interleaved(const T* const* c, T* out, int64_t n, T bias, bool stream) {
   int64_t i = 0;
   if (stream && uintptr_t(out) % (Phases * sizeof(T)) == 0) {
     for (; i < n && uintptr_t(out + Phases * i) % TCONV3D_VECTOR_BYTES; ++i)
@@ -180,7 +217,15 @@ static inline int64_t store_interleaved(const T* const* c, T* out, int64_t n, T 
     interleave<T, Phases>(c, i, bias, v);
     for (int p = 0; p < Phases; ++p) store<T>(out + Phases * i + p * kLanes<T>, v[p]);
   }
-  return i;
+  if (i == n) return;
+  // The tail: once more the last full vector where there is one, else by way of a buffer. The accumulators may be read past n.
+  const int64_t from = n >= kLanes<T> ? n - kLanes<T> : 0;
+  Vec<T> v[Phases];
+  interleave<T, Phases>(c, from, bias, v);
+  if (n >= kLanes<T>)
+    for (int p = 0; p < Phases; ++p) store<T>(out + Phases * from + p * kLanes<T>, v[p]);
+  else
+    copy_short(out, reinterpret_cast<const T*>(v), Phases * n);
 }
 
 // out[first[f] + i*step] = c[f][i] + bias. One, two or four neighbouring phases of a contiguous row are interleaved on vectors.
@@ -205,10 +250,12 @@ static void store_row(const RowStore<T>& a, DType dtype) {
           neighbours = neighbours && a.first[at] == a.first[lead] + f;
         }
         T* out = static_cast<T*>(a.out) + a.first[lead];
-        if (neighbours)
-          done = a.phases == 1   ? store_interleaved<T, 1>(c, out, n, a.bias, a.stream)
-                 : a.phases == 2 ? store_interleaved<T, 2>(c, out, n, a.bias, a.stream)
-                                 : store_interleaved<T, 4>(c, out, n, a.bias, a.stream);
+        if (neighbours) {
+          if (a.phases == 1) store_interleaved<T, 1>(c, out, n, a.bias, a.stream);
+          if (a.phases == 2) store_interleaved<T, 2>(c, out, n, a.bias, a.stream);
+          if (a.phases == 4) store_interleaved<T, 4>(c, out, n, a.bias, a.stream);
+          done = n;
+        }
       }
     for (int64_t f = 0; f < a.phases; ++f) store_phase<S>(a, f, done);
   });
@@ -221,29 +268,96 @@ static void store_scattered(void* dst, const int64_t* offset, const T* src, cons
   });
 }
 
+template <class T>
+static void store_columns(void* dst, const int64_t* offset, bool contiguous, const T* src, const T* bias, int64_t n, DType dtype) {
+  with_stored<T>(dtype, [&](auto s) {
+    using S = decltype(s);
+    if (contiguous)
+      for (int64_t m = 0; m < n; ++m) write<S>(dst, offset[0] + m, src[m] + bias[m]);
+    else
+      for (int64_t m = 0; m < n; ++m) write<S>(dst, offset[m], src[m] + bias[m]);
+  });
+}
+
 // dst[t][i][m] = src[i*channel_stride + column_offset[m] + tap_offset[t][m]], zero for columns <= m < width
 template <class T>
 static void pack_weights(const WeightPack<T>& a, DType dtype) {
   with_stored<T>(dtype, [&](auto s) {
     using S = decltype(s);
-    for (int64_t i = 0; i < a.channels; ++i) {
-      T* to = a.dst + i * a.width;
-      const int64_t from = i * a.channel_stride;
-      for (int64_t t = 0; t < a.taps; ++t, to += a.channels * a.width) {
-        const int64_t* tap = a.tap_offset + t * a.columns;
-        for (int64_t m = 0; m < a.columns; ++m) to[m] = widen(read<S>(a.src, from + a.column_offset[m] + tap[m]));
+    for (int64_t t = 0; t < a.taps; ++t) {
+      const int64_t *tap = a.tap_offset + t * a.columns, *column = a.column_offset;
+      const int64_t first = column[0] + tap[0];
+      bool contiguous = true;
+      for (int64_t m = 1; m < a.columns; ++m) contiguous = contiguous && column[m] + tap[m] == first + m;
+      T* to = a.dst + t * a.channels * a.width;
+      for (int64_t i = 0; i < a.channels; ++i, to += a.width) {
+        const int64_t from = i * a.channel_stride;
+        if (contiguous)
+          for (int64_t m = 0; m < a.columns; ++m) to[m] = widen(read<S>(a.src, from + first + m));
+        else
+          for (int64_t m = 0; m < a.columns; ++m) to[m] = widen(read<S>(a.src, from + column[m] + tap[m]));
         for (int64_t m = a.columns; m < a.width; ++m) to[m] = 0;
       }
     }
   });
 }
 
+// dst[j * dst_stride + i] = src[i * src_stride + j] for kLanes x kLanes elements, dst rows by `place(j)`
+template <class T, class Place>
+static inline void transpose_block(const T* src, int64_t src_stride, Place place) {
+  Vec<T> rows[kLanes<T>];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) rows[i] = load<T>(src + i * src_stride);
+  transpose<T>(rows);
+#pragma GCC unroll 16
+  for (int j = 0; j < kLanes<T>; ++j)
+    if (T* to = place(j)) store<T>(to, rows[j]);
+}
+
+template <class T>
+static void pack_kernels(const KernelPack<T>& a, DType dtype) {
+  with_stored<T>(dtype, [&](auto s) {
+    using S = decltype(s);
+    for (int64_t i = 0; i < a.channels; ++i) {
+      T* const to = a.dst + i * a.width;
+      const int64_t from = i * a.channel_stride;
+      int64_t m = 0;
+      if constexpr (sizeof(S) == sizeof(T))
+        for (; m + kLanes<T> <= a.columns; m += kLanes<T>) {
+          const T* const src = static_cast<const T*>(a.src) + from + m * a.column_stride;
+          int64_t k = 0;
+          for (; k + kLanes<T> <= a.kernel; k += kLanes<T>)
+            transpose_block<T>(src + k, a.column_stride, [&](int j) { return a.element_offset[k + j] < 0 ? nullptr : to + a.element_offset[k + j] + m; });
+          for (; k < a.kernel; ++k)
+            if (a.element_offset[k] >= 0)
+              for (int c = 0; c < kLanes<T>; ++c) to[a.element_offset[k] + m + c] = src[c * a.column_stride + k];
+        }
+      for (; m < a.columns; ++m)
+        for (int64_t k = 0; k < a.kernel; ++k)
+          if (a.element_offset[k] >= 0) to[a.element_offset[k] + m] = widen(read<S>(a.src, from + m * a.column_stride + k));
+      for (; m < a.width; ++m)
+        for (int64_t k = 0; k < a.kernel; ++k)
+          if (a.element_offset[k] >= 0) to[a.element_offset[k] + m] = 0;
+    }
+  });
+}
+
+// dst[p][i] = src[i*channel_stride + p*pos_stride]
 template <class T>
 static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_stride, int64_t channels, int64_t pos_stride, int64_t positions, DType dtype) {
   with_stored<T>(dtype, [&](auto s) {
     using S = decltype(s);
-    for (int64_t p = 0; p < positions; ++p)
-      for (int64_t i = 0; i < channels; ++i) dst[p * ld + i] = widen(read<S>(src, p * pos_stride + i * channel_stride));
+    int64_t p = 0;
+    if constexpr (sizeof(S) == sizeof(T))
+      if (pos_stride == 1)
+        for (; p + kLanes<T> <= positions; p += kLanes<T>) {
+          int64_t i = 0;
+          for (; i + kLanes<T> <= channels; i += kLanes<T>)
+            transpose_block<T>(static_cast<const T*>(src) + i * channel_stride + p, channel_stride, [&](int j) { return dst + (p + j) * ld + i; });
+          for (; i < channels; ++i)
+            for (int j = 0; j < kLanes<T>; ++j) dst[(p + j) * ld + i] = static_cast<const T*>(src)[i * channel_stride + p + j];
+        }
+    for (; p < positions; ++p) load_run_of<T, S>(dst + p * ld, 1, static_cast<const char*>(src) + p * pos_stride * int64_t(sizeof(S)), channel_stride, channels);
   });
 }
 

@@ -46,50 +46,79 @@ PackedPanels::Key Panels::key(int64_t element_size) const {
   return key;
 }
 
+// True where every set is one phase, all are cut alike, and a kernel's elements are contiguous: then one pass over the weights fills the panels
+// of all sets. Sets pass by set would read each cache line of a large weight once per phase.
+bool Panels::kernels_at_once() const {
+  const auto same_cut = [&](const PanelSet& set) {
+    return set.tiles.size() == sets_[0].tiles.size() &&
+           std::equal(set.tiles.begin(), set.tiles.end(), sets_[0].tiles.begin(), [](const ColumnTile& a, const ColumnTile& b) { return a.begin == b.begin && a.width == b.width; });
+  };
+  for (const PanelSet& set : sets_)
+    if (set.phases.members.size() != 1 || !same_cut(set)) return false;
+  return g_.weight_tap[2] == 1 && g_.weight_tap[1] == g_.weight_kernel[2] && g_.weight_tap[0] == g_.weight_kernel[1] * g_.weight_kernel[2];
+}
+
+template <class T>
+void Panels::pack_all_kernels(T* to, const Kernels& kernels, int64_t group, size_t tile_index, int64_t channel) const {
+  const ColumnTile& tile = sets_[0].tiles[tile_index];
+  const int64_t channels = std::min(chunk_, g_.channels - channel), volume = g_.weight_kernel[0] * g_.weight_kernel[1] * g_.weight_kernel[2];
+  std::vector<int64_t> element_offset(size_t(volume), -1);
+  for (const PanelSet& set : sets_)
+    for_each_tap(set.phases.members[0], [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) {
+      element_offset[size_t(d.kernel * g_.weight_tap[0] + h.kernel * g_.weight_tap[1] + w.kernel)] = offset(set, group, tile, channel) + t * channels * tile.width;
+    });
+  const KernelPack<T> job{to, g_.weight.at(group * g_.weight_group + channel * g_.weight_channel + tile.begin * g_.weight_column), g_.weight_channel, channels, g_.weight_column, tile.count,
+                          tile.width, volume, element_offset.data()};
+  tiles<T>(kernels).pack_kernels(job, g_.weight.dtype);
+}
+
+template <class T>
+void Panels::pack_tile(T* to, const Kernels& kernels, const PanelSet& set, int64_t group, const ColumnTile& tile, int64_t channel) const {
+  const int64_t taps = set.phases.taps, columns = tile.count, members = int64_t(set.phases.members.size());
+  std::vector<int64_t> column_offset(static_cast<size_t>(columns)), tap_offset(size_t(taps * columns));
+  for (int64_t m = 0; m < columns; ++m) {
+    const int64_t column = tile.begin + m;
+    column_offset[size_t(m)] = column / members * g_.weight_column;
+    for_each_tap(set.phases.members[size_t(column % members)], [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) {
+      tap_offset[size_t(t * columns + m)] = d.kernel * g_.weight_tap[0] + h.kernel * g_.weight_tap[1] + w.kernel * g_.weight_tap[2];
+    });
+  }
+  const WeightPack<T> job{to + offset(set, group, tile, channel), g_.weight.at(group * g_.weight_group + channel * g_.weight_channel), g_.weight_channel,
+                          std::min(chunk_, g_.channels - channel), column_offset.data(), tap_offset.data(), taps, columns, tile.width};
+  tiles<T>(kernels).pack_weights(job, g_.weight.dtype);
+}
+
 template <class T>
 void Panels::fill(const Options& options, const Kernels& kernels) {
-  const PackedPanels::Key name = options.packed ? key(sizeof(T)) : PackedPanels::Key{};
-  if (options.packed && (data_ = options.packed->find(name))) return;
-  data_ = std::make_shared<Scratch>(size_t(size_) * sizeof(T));
-
   struct Piece {
-    const PanelSet* set;
+    const PanelSet* set;  // null: all sets
     int64_t group;
-    const ColumnTile* tile;
+    size_t tile;
     int64_t channel;
   };
   std::vector<Piece> pieces;
-  for (const PanelSet& set : sets_)
+  const auto add = [&](const PanelSet* set) {
     for (int64_t group = 0; group < g_.groups; ++group)
-      for (const ColumnTile& tile : set.tiles)
-        for (int64_t c = 0; c < g_.channels; c += chunk_) pieces.push_back({&set, group, &tile, c});
-
-  const auto pack = [&](int64_t task, int) {
-    const Piece& p = pieces[size_t(task)];
-    const int64_t taps = p.set->phases.taps, columns = p.tile->count;
-    std::vector<int64_t> column_offset(static_cast<size_t>(columns)), tap_offset(size_t(taps * columns));
-    for (int64_t m = 0; m < columns; ++m) {
-      const int64_t column = p.tile->begin + m;
-      column_offset[size_t(m)] = column % g_.columns * g_.weight_column;
-      for_each_tap(p.set->phases.members[size_t(column / g_.columns)], [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) {
-        tap_offset[size_t(t * columns + m)] = d.kernel * g_.weight_tap[0] + h.kernel * g_.weight_tap[1] + w.kernel * g_.weight_tap[2];
-      });
-    }
-    WeightPack<T> job;
-    job.dst = reinterpret_cast<T*>(data_->data()) + offset(*p.set, p.group, *p.tile, p.channel);
-    job.src = g_.weight.at(p.group * g_.weight_group + p.channel * g_.weight_channel);
-    job.channel_stride = g_.weight_channel;
-    job.channels = std::min(chunk_, g_.channels - p.channel);
-    job.column_offset = column_offset.data();
-    job.tap_offset = tap_offset.data();
-    job.taps = taps;
-    job.columns = columns;
-    job.width = p.tile->width;
-    tiles<T>(kernels).pack_weights(job, g_.weight.dtype);
+      for (size_t tile = 0; tile < (set ? *set : sets_[0]).tiles.size(); ++tile)
+        for (int64_t c = 0; c < g_.channels; c += chunk_) pieces.push_back({set, group, tile, c});
   };
-  // Under 64 Ki elements the hand-over to a second thread costs more than the packing.
-  parallel_for(int64_t(pieces.size()), size_ < 65536 ? 1 : options.threads, pack, options.stop);
-  if (options.packed) options.packed->keep(name, data_);
+  data_ = packed_once(options, options.packed ? key(sizeof(T)) : PackedPanels::Key{}, size_t(size_) * sizeof(T), [&](char* data) {
+    if (kernels_at_once()) {
+      add(nullptr);
+    } else {
+      for (const PanelSet& set : sets_) add(&set);
+    }
+    T* const to = reinterpret_cast<T*>(data);
+    const auto pack = [&](int64_t task, int) {
+      const Piece& p = pieces[size_t(task)];
+      if (p.set)
+        pack_tile<T>(to, kernels, *p.set, p.group, p.set->tiles[p.tile], p.channel);
+      else
+        pack_all_kernels<T>(to, kernels, p.group, p.tile, p.channel);
+    };
+    // Under 64 Ki elements the hand-over to a second thread costs more than the packing.
+    parallel_for(int64_t(pieces.size()), size_ < 65536 ? 1 : options.threads, pack, options.stop);
+  });
 }
 
 template void Panels::fill<float>(const Options&, const Kernels&);

@@ -8,7 +8,7 @@
 
 namespace tconv3d {
 
-// Phases that read the same source samples; their columns may share a tile. columns = [member][m].
+// Phases that read the same source samples; their columns may share a tile. columns = [m][member]: neighbours in the target lie side by side.
 struct PhaseSet {
   std::vector<Combo> members;
   int64_t taps;
@@ -29,6 +29,17 @@ struct PanelSet {
 
   int64_t padded_columns() const { return tiles.back().start + tiles.back().width; }
 };
+
+// What options.packed keeps under `key`, else fresh memory that pack(data) fills.
+template <class F>
+std::shared_ptr<Scratch> packed_once(const Options& options, const PackedPanels::Key& key, size_t bytes, F pack) {
+  if (options.packed)
+    if (auto kept = options.packed->find(key)) return kept;
+  auto fresh = std::make_shared<Scratch>(bytes);
+  pack(fresh->data());
+  if (options.packed) options.packed->keep(key, fresh);
+  return fresh;
+}
 
 class Panels {
  public:
@@ -51,6 +62,11 @@ class Panels {
     return set.base + group * set.padded_columns() * depth + tile.start * depth + tile.width * set.phases.taps * channel;
   }
   PackedPanels::Key key(int64_t element_size) const;
+  template <class T>
+  void pack_tile(T* to, const Kernels& kernels, const PanelSet& set, int64_t group, const ColumnTile& tile, int64_t channel) const;
+  template <class T>
+  void pack_all_kernels(T* to, const Kernels& kernels, int64_t group, size_t tile, int64_t channel) const;
+  bool kernels_at_once() const;
 
   const Gather& g_;
   std::vector<PanelSet> sets_;

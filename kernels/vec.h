@@ -68,6 +68,22 @@ static inline Vec<T> zip(Vec<T> a, Vec<T> b) {
   return zip_half<T, Half>(a, b, typename MakeIndices<kLanes<T>>::type{});
 }
 
+// rows[i][j] -> rows[j][i] for kLanes rows: log2(kLanes) rounds of zips of rows half a block apart.
+template <class T>
+static inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes<T>; round *= 2) {
+    Vec<T> next[kLanes<T>];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes<T> / 2; ++i) {
+      next[2 * i] = zip<T, 0>(rows[i], rows[i + kLanes<T> / 2]);
+      next[2 * i + 1] = zip<T, 1>(rows[i], rows[i + kLanes<T> / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<T>; ++i) rows[i] = next[i];
+  }
+}
+
 // Every second element of the 2 * kLanes elements in (a, b): the inverse of zip.
 template <class T, int Odd, int... I>
 static inline Vec<T> unzip_half(Vec<T> a, Vec<T> b, Indices<I...>) {

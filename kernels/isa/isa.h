@@ -25,6 +25,23 @@ struct SpatialTile {
   bool accumulate;
 };
 
+// A step of a phased tile: the first rows_h x rows_w phases use the samples at `offset`.
+struct PhasedStep {
+  int64_t offset;
+  int rows_h, rows_w;
+};
+
+template <class T>
+struct PhasedTile {
+  const T* weights;         // [step][channel][rows_h][rows_w][column]
+  const T* region;          // packed input, at this tile's first position
+  const PhasedStep* steps;
+  int64_t step_count, channels, channel_stride;
+  T* c;                     // [phase h][phase w][column][position]
+  int64_t ldc;
+  bool accumulate;
+};
+
 template <class T>
 struct PointerTile {
   const T* const* rows;  // [segment][row]
@@ -34,6 +51,15 @@ struct PointerTile {
   T* c;
   int64_t ldc;
   bool accumulate;
+};
+
+// Rows of a packed region, zeros around them.
+template <class T>
+struct RowsLoad {
+  T* dst;
+  int64_t pitch, left, right;
+  const void* src;
+  int64_t row_stride, stride, rows, n;
 };
 
 // One row of the output: `phases` runs of accumulators become one interleaved run of stored elements, bias added.
@@ -60,19 +86,34 @@ struct WeightPack {
   int64_t taps, columns, width;  // width >= columns; the rest is zero
 };
 
+// The same for weights whose kernel elements are contiguous, all elements and their panels at once:
+// dst[element_offset[k] + channel*width + column] = src[channel*channel_stride + column*column_stride + k], left out where element_offset[k] < 0
+template <class T>
+struct KernelPack {
+  T* dst;
+  const void* src;
+  int64_t channel_stride, channels, column_stride, columns, width, kernel;
+  const int64_t* element_offset;
+};
+
 template <class T>
 struct TileKernels {
   int lanes;
   void (*spatial[kMaxVectors + 1][kMaxRows + 1])(const SpatialTile<T>&);       // null where the registers do not suffice
+  void (*phased[3][3][kMaxVectors + 1])(const PhasedTile<T>&);  // [phases h][columns][vectors], 1 or 2 phases and columns, always 2 phases w
   void (*pointer[kMaxVectors + 1][kMaxPointerRows + 1])(const PointerTile<T>&);
   // dst[i * dst_stride] = src[i * src_stride], widened
   void (*load_run)(T* dst, int64_t dst_stride, const void* src, int64_t src_stride, int64_t n, DType);
+  void (*load_rows)(const RowsLoad<T>&, DType);
   void (*store_run)(void* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t n, DType);
   void (*fill_run)(void* dst, int64_t dst_stride, T value, int64_t n, DType);
   void (*store_row)(const RowStore<T>&, DType);
   // dst[offset[p]] = src[from[p] * src_stride] + bias
   void (*store_scattered)(void* dst, const int64_t* offset, const T* src, const int64_t* from, int64_t src_stride, int64_t n, T bias, DType);
+  // dst[offset[m]] = src[m] + bias[m]; contiguous: offset[m] = offset[0] + m
+  void (*store_columns)(void* dst, const int64_t* offset, bool contiguous, const T* src, const T* bias, int64_t n, DType);
   void (*pack_weights)(const WeightPack<T>&, DType);
+  void (*pack_kernels)(const KernelPack<T>&, DType);
   // dst[pos][channel] (ld elements a position) = src[channel*channel_stride + pos*pos_stride]: a transposition
   void (*pack_positions)(T* dst, int64_t ld, const void* src, int64_t channel_stride, int64_t channels, int64_t pos_stride, int64_t positions, DType);
 };

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+// Positions on the vector lanes, phases on the rows: for one or two columns (channels out per group), where a tile of columns alone would load a
+// vector for every multiply-add or two. Forward only, stride 2 and no dilation along w (and h).
+#include "panels.h"
+#include "region.h"
+
+namespace tconv3d {
+
+namespace {
+
+struct PhasedPlan {
+  RegionPlan region;
+  int64_t phases_h = 1, columns = 1, vectors = 1;
+  double cycles = std::numeric_limits<double>::infinity();
+};
+
+bool aligns(const Axis& a) { return a.stride == 2 && a.dilation == 1 && a.kernel >= 2; }
+
+// g with its w axis (and h axis) cut into phases that share their samples.
+Gather aligned(const Problem& p, Gather g, int64_t phases_h) {
+  g.axis[2] = aligned_forward_axis(p.axis[2]);
+  if (phases_h == 2) g.axis[1] = aligned_forward_axis(p.axis[1]);
+  return g;
+}
+
+// Steps of one phase of d (and, with phases_h == 1, of h): taps ascending, channels inside. f(d tap, h taps of the first phase, ...) gives
+// each step's taps: the first phases reach it, `rows_h` x `rows_w` of them.
+template <class F>
+void for_each_step(const Phase& d, const std::vector<const Phase*>& h, const std::vector<Phase>& w, F f) {
+  for (const Tap& td : d.taps)
+    for (size_t th = 0; th < h[0]->taps.size(); ++th)
+      for (size_t tw = 0; tw < w[0].taps.size(); ++tw) {
+        int rows_h = 0, rows_w = 0;
+        for (const Phase* p : h) rows_h += th < p->taps.size();
+        for (const Phase& p : w) rows_w += tw < p.taps.size();
+        f(td, th, tw, rows_h, rows_w);
+      }
+}
+
+// The h phases that one tile holds: all of them, or each alone.
+std::vector<std::vector<const Phase*>> h_groups(const Gather& g, int64_t phases_h) {
+  std::vector<std::vector<const Phase*>> groups;
+  for (const Phase& h : g.axis[1].phases) {
+    if (groups.empty() || phases_h == 1) groups.emplace_back();
+    groups.back().push_back(&h);
+  }
+  return groups;
+}
+
+template <class T>
+void price(PhasedPlan& p, const Gather& g, const Work& work, const TileKernels<T>& k, int threads) {
+  const double loads = loads_per_vector<T>(k.lanes);
+  double best = std::numeric_limits<double>::infinity();
+  for (int64_t columns = 1; columns <= 2 && g.columns % columns == 0; ++columns)
+    for (int64_t vectors = 1; vectors <= kMaxVectors; ++vectors) {
+      if (!k.phased[p.phases_h][columns][vectors]) continue;
+      double cycles = 0;
+      for (const Phase& d : g.axis[0].phases)
+        for (const auto& h : h_groups(g, p.phases_h)) {
+          cycles += kTileCall + double(vectors * columns * p.phases_h * 2);
+          for_each_step(d, h, g.axis[2].phases, [&](const Tap&, size_t, size_t, int rows_h, int rows_w) { cycles += double(g.channels) * step_cycles(rows_h * rows_w * columns, vectors, loads); });
+        }
+      cycles *= double(p.region.runs() * ceil_div(p.region.run, vectors * k.lanes) * (g.columns / columns));
+      if (cycles < best) {
+        best = cycles;
+        p.columns = columns;
+        p.vectors = vectors;
+      }
+    }
+  const int64_t tasks = p.region.tasks(g);
+  p.cycles = parallel_cycles(double(tasks) * (best + transfer_cycles(g, work, p.region)), tasks, threads);
+}
+
+template <class T>
+PhasedPlan plan_phased(const Problem& problem, const Gather& plain, const Kernels& kernels, int threads) {
+  PhasedPlan best;
+  if (!aligns(problem.axis[2])) return best;
+  const TileKernels<T>& k = tiles<T>(kernels);
+  for (int64_t phases_h = 1; phases_h <= 1 + aligns(problem.axis[1]); ++phases_h) {
+    const Gather g = aligned(problem, plain, phases_h);
+    const Work work = work_of(g);
+    PhasedPlan p = best_blocks<T, PhasedPlan>(g, k, [&](PhasedPlan& q) {
+      q.phases_h = phases_h;
+      price<T>(q, g, work, k, threads);
+    });
+    if (p.cycles < best.cycles) best = std::move(p);
+  }
+  return best;
+}
+
+// One tile's phases: of d, and of h together.
+template <class T>
+struct PhaseGroup {
+  const Phase* d;
+  std::vector<const Phase*> h;
+  std::vector<PhasedStep> steps;
+  std::vector<int64_t> kernel;  // [step][row h][row w]: offset of the tap's weight
+  int64_t rows, first_row;      // rows of all its steps, and of the groups before it
+};
+
+template <class T>
+class PhasedRun {
+ public:
+  PhasedRun(const Gather& g, const PhasedPlan& p, int64_t chunk, const Kernels& kernels) : g_(g), p_(p), chunk_(chunk), k_(tiles<T>(kernels)), region_(g, p.region, k_) {
+    ldc_ = ceil_div(p.region.run, p.vectors * k_.lanes) * p.vectors * k_.lanes;
+    for (const Phase& d : g.axis[0].phases)
+      for (auto& h : h_groups(g, p.phases_h)) add_group(d, std::move(h));
+  }
+
+  void pack_weights(const Options& options, const Kernels& kernels) {
+    PackedPanels::Key key{-3, int64_t(sizeof(T)), p_.phases_h, p_.columns, g_.groups, g_.channels, g_.columns, chunk_};
+    for (const PhaseGroup<T>& group : groups_) key.insert(key.end(), group.kernel.begin(), group.kernel.end());
+    const int64_t size = g_.groups * g_.columns * g_.channels * rows_;
+    panels_ = packed_once(options, key, size_t(size) * sizeof(T), [&](char* to) {
+      const int64_t tiles_per_group = g_.columns / p_.columns;
+      parallel_for(g_.groups * tiles_per_group, size < 65536 ? 1 : options.threads,
+                   [&](int64_t task, int) { pack_tile(reinterpret_cast<T*>(to), task / tiles_per_group, task % tiles_per_group, tiles<T>(kernels)); }, options.stop);
+    });
+  }
+
+  int64_t scratch_size() const { return odd_lines<T>(p_.region.size) + p_.phases_h * 2 * p_.columns * ldc_ + slack(k_); }
+
+  void run(int64_t task, T* scratch) const {
+    const Block b = region_.block(task);
+    T *region = scratch, *c = scratch + odd_lines<T>(p_.region.size);
+    region_.pack(b, region);
+    for (int64_t tile = 0; tile < g_.columns / p_.columns; ++tile)
+      for (const PhaseGroup<T>& group : groups_)
+        for (int64_t run = 0; run < (p_.region.flat_depth ? 1 : b.size[0]); ++run) {
+          multiply(b, group, tile, region + run * p_.region.depth_stride, c);
+          for (size_t h = 0; h < group.h.size(); ++h)
+            for (int64_t m = 0; m < p_.columns; ++m)
+              region_.store(b, *group.d, *group.h[h], b.group * g_.columns + tile * p_.columns + m, run, c + (int64_t(h) * 2 * p_.columns + m) * ldc_, p_.columns * ldc_);
+        }
+  }
+
+ private:
+  void add_group(const Phase& d, std::vector<const Phase*> h) {
+    PhaseGroup<T> group{&d, std::move(h), {}, {}, 0, rows_};
+    const std::vector<Phase>& w = g_.axis[2].phases;
+    for_each_step(d, group.h, w, [&](const Tap& td, size_t th, size_t tw, int rows_h, int rows_w) {
+      group.steps.push_back({region_.tap_offset(td, group.h[0]->taps[th], w[0].taps[tw]), rows_h, rows_w});
+      group.rows += rows_h * rows_w;
+      for (int fh = 0; fh < rows_h; ++fh)
+        for (int fw = 0; fw < rows_w; ++fw)
+          group.kernel.push_back(td.kernel * g_.weight_tap[0] + group.h[size_t(fh)]->taps[th].kernel * g_.weight_tap[1] + w[size_t(fw)].taps[tw].kernel * g_.weight_tap[2]);
+    });
+    rows_ += group.rows;
+    groups_.push_back(std::move(group));
+  }
+
+  // panels = [group of channels][tile][phase group][chunk][step][channel][row h][row w][column]
+  int64_t panel(int64_t group, int64_t tile, const PhaseGroup<T>& phases, int64_t channel) const {
+    return ((group * (g_.columns / p_.columns) + tile) * rows_ * g_.channels + phases.first_row * g_.channels + phases.rows * channel) * p_.columns;
+  }
+
+  void pack_tile(T* to, int64_t group, int64_t tile, const TileKernels<T>& k) const {
+    for (const PhaseGroup<T>& phases : groups_)
+      for (int64_t channel = 0; channel < g_.channels; channel += chunk_) {
+        const int64_t channels = std::min(chunk_, g_.channels - channel);
+        T* dst = to + panel(group, tile, phases, channel);
+        size_t kernel = 0;
+        for (const PhasedStep& step : phases.steps) {
+          const int64_t rows = step.rows_h * step.rows_w;
+          std::vector<int64_t> column_offset, tap_offset;
+          for (int64_t r = 0; r < rows; ++r)
+            for (int64_t m = 0; m < p_.columns; ++m) {
+              column_offset.push_back((tile * p_.columns + m) * g_.weight_column);
+              tap_offset.push_back(phases.kernel[kernel + size_t(r)]);
+            }
+          kernel += size_t(rows);
+          const WeightPack<T> job{dst, g_.weight.at(group * g_.weight_group + channel * g_.weight_channel), g_.weight_channel, channels, column_offset.data(), tap_offset.data(), 1,
+                                  rows * p_.columns, rows * p_.columns};
+          k.pack_weights(job, g_.weight.dtype);
+          dst += channels * rows * p_.columns;
+        }
+      }
+  }
+
+  void multiply(const Block& b, const PhaseGroup<T>& group, int64_t tile, const T* region, T* c) const {
+    const auto kernel = k_.phased[p_.phases_h][p_.columns][p_.vectors];
+    const T* panels = reinterpret_cast<const T*>(panels_->data());
+    const int64_t run = region_.run_length(b);
+    PhasedTile<T> job;
+    job.steps = group.steps.data();
+    job.step_count = int64_t(group.steps.size());
+    job.channel_stride = p_.region.channel_stride;
+    job.ldc = ldc_;
+    for (int64_t channel = 0; channel < g_.channels; channel += chunk_) {
+      job.weights = panels + panel(b.group, tile, group, channel);
+      job.channels = std::min(chunk_, g_.channels - channel);
+      job.accumulate = channel > 0;
+      for (int64_t p = 0; p < run; p += p_.vectors * k_.lanes) {
+        job.region = region + channel * p_.region.channel_stride + p;
+        job.c = c + p;
+        kernel(job);
+      }
+    }
+  }
+
+  const Gather& g_;
+  const PhasedPlan& p_;
+  const int64_t chunk_;
+  const TileKernels<T>& k_;
+  const Region<T> region_;
+  std::vector<PhaseGroup<T>> groups_;
+  int64_t rows_ = 0, ldc_;
+  std::shared_ptr<Scratch> panels_;
+};
+
+}  // namespace
+
+template <class T>
+double phased_cost(const Problem& problem, const Gather& g, const Options& options, const Kernels& kernels) {
+  return plan_phased<T>(problem, g, kernels, options.threads).cycles;
+}
+
+template <class T>
+void run_phased(const Problem& problem, const Gather& plain, const Options& options, const Kernels& kernels, int64_t chunk) {
+  const PhasedPlan plan = plan_phased<T>(problem, plain, kernels, options.threads);
+  const Gather g = aligned(problem, plain, plan.phases_h);
+  PhasedRun<T> run(g, plan, chunk, kernels);
+  run.pack_weights(options, kernels);
+  run_tasks<T>(plan.region.tasks(g), run.scratch_size(), options, [&](int64_t task, T* scratch) { run.run(task, scratch); });
+}
+
+template void run_phased<float>(const Problem&, const Gather&, const Options&, const Kernels&, int64_t);
+template void run_phased<double>(const Problem&, const Gather&, const Options&, const Kernels&, int64_t);
+template double phased_cost<float>(const Problem&, const Gather&, const Options&, const Kernels&);
+template double phased_cost<double>(const Problem&, const Gather&, const Options&, const Kernels&);
+
+}  // namespace tconv3d

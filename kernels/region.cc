@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "region.h"
+
+#include <cstring>
+
+namespace tconv3d {
+
+namespace {
+
+// Results that outgrow the caches are stored past them, so that no line is fetched only to be overwritten; but only in whole lines: rows that
+// share a line cost more than they save (63-wide rows: 3 times slower).
+constexpr int64_t kStreamBytes = int64_t(32) << 20;
+
+bool streams(const Gather& g) {
+  const View& t = g.target;
+  const int64_t elements = g.batch * g.groups * g.columns * g.axis[0].target_size * g.axis[1].target_size * g.axis[2].target_size;
+  bool lines = t.stride[4] == 1 && uintptr_t(t.data) % 64 == 0;
+  for (size_t a = 0; a < 4; ++a) lines = lines && t.stride[a] * t.element_size() % 64 == 0;
+  return lines && elements * t.element_size() >= kStreamBytes;
+}
+
+constexpr int64_t kStackPhases = 16;
+
+}  // namespace
+
+Work work_of(const Gather& g) {
+  Work w{1, 1, int64_t(g.axis[2].phases.size())};
+  for (const AxisPlan& a : g.axis) {
+    int64_t taps = 0;
+    for (const Phase& p : a.phases) taps += int64_t(p.taps.size());
+    w.taps *= taps;
+    w.combos *= int64_t(a.phases.size());
+  }
+  return w;
+}
+
+double transfer_cycles(const Gather& g, const Work& work, const RegionPlan& p) {
+  const double rows_packed = double(p.packing[0].length(p.block[0]) * p.packing[1].length(p.block[1]) * int64_t(p.packing[2].segments.size()) * g.channels);
+  const double pack = rows_packed * (kRowCall + kPackedElement * double(p.pitch) * double(g.axis[2].source_step));
+  const double rows_stored = double(p.block[0] * p.block[1] * g.columns * work.combos / work.row_phases);
+  return pack + rows_stored * (kRowCall + kPackedElement * double(p.block[2] * work.row_phases) * (g.axis[2].target_step == 3 || g.axis[2].target_step > 4 ? 4 : 1));
+}
+
+std::array<std::vector<int64_t>, 3> block_sizes(const Gather& g, int64_t lanes) {
+  std::array<std::vector<int64_t>, 3> sizes;
+  for (size_t a = 0; a < 3; ++a) {
+    const int64_t n = g.axis[a].positions;
+    // Equal parts, so that the last block is not a sliver; short widths only where the axis is short.
+    for (int64_t parts = 1; parts <= n; parts = parts < 4 ? parts + 1 : parts * 3 / 2) {
+      const int64_t size = ceil_div(n, parts);
+      if (a == 2 && parts > 1 && size < 4 * lanes) break;
+      if (sizes[a].empty() || sizes[a].back() != size) sizes[a].push_back(size);
+    }
+  }
+  return sizes;
+}
+
+template <class T>
+void lay_out(RegionPlan& p, const Gather& g, const TileKernels<T>& k) {
+  for (size_t a = 0; a < 3; ++a) {
+    p.packing[a] = axis_packing(g.axis[a], p.block[a]);
+    p.blocks[a] = ceil_div(g.axis[a].positions, p.block[a]);
+  }
+  p.pitch = p.packing[2].longest(p.block[2]);
+  const int64_t depth = p.packing[0].length(p.block[0]), plane = p.packing[1].length(p.block[1]) * p.pitch;
+  if (p.flat_depth) {
+    p.depth_stride = plane;
+    p.channel_stride = odd_lines<T>(depth * plane);
+    p.segment_stride = g.channels * p.channel_stride;
+  } else {
+    p.channel_stride = odd_lines<T>(plane);
+    p.depth_stride = g.channels * p.channel_stride;
+    p.segment_stride = depth * p.depth_stride;
+  }
+  p.size = int64_t(p.packing[2].segments.size()) * p.segment_stride + slack(k);
+  p.run = (p.block[1] - 1) * p.pitch + p.block[2] + (p.flat_depth ? (p.block[0] - 1) * p.depth_stride : 0);
+}
+
+template <class T>
+Region<T>::Region(const Gather& g, const RegionPlan& p, const TileKernels<T>& k) : g_(g), p_(p), k_(k), stream_(streams(g)) {}
+
+template <class T>
+Block Region<T>::block(int64_t task) const {
+  Block b;
+  for (size_t a = 3; a-- > 0;) {
+    b.from[a] = task % p_.blocks[a] * p_.block[a];
+    b.size[a] = std::min(p_.block[a], g_.axis[a].positions - b.from[a]);
+    task /= p_.blocks[a];
+  }
+  b.group = task % g_.groups;
+  b.image = task / g_.groups;
+  return b;
+}
+
+template <class T>
+int64_t Region<T>::tap_offset(const Tap& d, const Tap& h, const Tap& w) const {
+  const auto place = [&](size_t a, const Tap& t) {
+    const auto [segment, at] = p_.packing[a].place(t);
+    int64_t start = 0;
+    for (int64_t s = 0; s < segment; ++s) start += p_.block[a] + p_.packing[a].segments[size_t(s)].extra;
+    return start + at;
+  };
+  const auto [segment, at] = p_.packing[2].place(w);
+  return segment * p_.segment_stride + place(0, d) * p_.depth_stride + place(1, h) * p_.pitch + at;
+}
+
+// The part of a segment that lies inside the image: packed coordinates begin <= t < end, from source sample `source` on.
+struct Inside {
+  int64_t begin, end, source;
+};
+
+Inside inside(const Segment& s, const AxisPlan& axis, int64_t from, int64_t length) {
+  const int64_t first = from + s.offset, last = floor_div(axis.source_size - 1 - s.phase, axis.source_step);
+  const int64_t begin = std::clamp<int64_t>(-first, 0, length), end = std::clamp<int64_t>(last - first + 1, begin, length);
+  return {begin, end, (first + begin) * axis.source_step + s.phase};
+}
+
+template <class T>
+void Region<T>::pack(const Block& b, T* region) const {
+  const auto each = [&](size_t a, auto f) {  // f(segment index, packed start, length, what is inside)
+    int64_t start = 0;
+    for (size_t s = 0; s < p_.packing[a].segments.size(); ++s) {
+      const Segment& segment = p_.packing[a].segments[s];
+      const int64_t length = a == 2 ? p_.pitch : p_.block[a] + segment.extra;
+      f(int64_t(s), start, length, inside(segment, g_.axis[a], b.from[a], length));
+      start += length;
+    }
+  };
+  const View& source = g_.source;
+  const int64_t origin = b.image * source.stride[0] + b.group * g_.channels * source.stride[1];
+  RowsLoad<T> job;
+  job.pitch = p_.pitch;
+  job.stride = g_.axis[2].source_step * source.stride[4];
+  job.row_stride = g_.axis[1].source_step * source.stride[3];
+  each(2, [&](int64_t segment, int64_t, int64_t pitch, const Inside& w) {
+    job.left = w.begin;
+    job.right = pitch - w.end;
+    job.n = w.end - w.begin;
+    each(0, [&](int64_t, int64_t depth_start, int64_t depth, const Inside& d) {
+      each(1, [&](int64_t, int64_t row_start, int64_t rows, const Inside& h) {
+        job.rows = h.end - h.begin;
+        for (int64_t t = 0; t < depth; ++t) {
+          const bool empty = t < d.begin || t >= d.end || job.n == 0 || job.rows == 0;
+          const int64_t plane = (d.source + (t - d.begin) * g_.axis[0].source_step) * source.stride[2] + h.source * source.stride[3] + w.source * source.stride[4];
+          for (int64_t c = 0; c < g_.channels; ++c) {
+            T* to = region + segment * p_.segment_stride + (depth_start + t) * p_.depth_stride + c * p_.channel_stride + row_start * pitch;
+            const int64_t above = empty ? rows : h.begin;
+            if (above > 0) std::memset(to, 0, size_t(above * pitch) * sizeof(T));
+            if (empty) continue;
+            job.dst = to + h.begin * pitch;
+            job.src = source.at(origin + c * source.stride[1] + plane);
+            k_.load_rows(job, source.dtype);
+            if (h.end < rows) std::memset(to + h.end * pitch, 0, size_t((rows - h.end) * pitch) * sizeof(T));
+          }
+        }
+      });
+    });
+  });
+  std::memset(region + p_.size - slack(k_), 0, size_t(slack(k_)) * sizeof(T));
+}
+
+template <class T>
+void Region<T>::store(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t run, const T* c, int64_t phase_stride) const {
+  const std::vector<Phase>& phases = g_.axis[2].phases;
+  const size_t n = phases.size();
+  int64_t firsts[kStackPhases], counts[kStackPhases], skipped[kStackPhases];
+  const T* rows[kStackPhases];
+  std::vector<int64_t> more;
+  std::vector<const T*> more_rows;
+  int64_t *first = firsts, *count = counts, *skip = skipped;
+  const T** row_of = rows;
+  if (n > size_t(kStackPhases)) {
+    more.resize(3 * n);
+    more_rows.resize(n);
+    first = more.data(), count = first + n, skip = count + n, row_of = more_rows.data();
+  }
+  const View& target = g_.target;
+  const int64_t step = g_.axis[2].target_step;
+  for (size_t f = 0; f < n; ++f) {
+    skip[f] = std::max<int64_t>(0, phases[f].begin - b.from[2]);
+    first[f] = phases[f].first + (b.from[2] + skip[f]) * step;
+    count[f] = std::max<int64_t>(0, std::min(b.size[2], phases[f].count - b.from[2]) - skip[f]);
+  }
+  RowStore<T> row{nullptr, target.stride[4], row_of, first, count, int64_t(n), step, 0, stream_};
+  if (g_.bias) k_.load_run(&row.bias, 1, g_.bias->at(channel * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
+  const int64_t planes = p_.flat_depth ? b.size[0] : 1;
+  for (int64_t plane = 0; plane < planes; ++plane) {
+    const int64_t jd = b.from[0] + (p_.flat_depth ? plane : run);
+    if (jd < d.begin || jd >= d.count) continue;
+    const int64_t at = b.image * target.stride[0] + channel * target.stride[1] + (d.first + jd * g_.axis[0].target_step) * target.stride[2];
+    for (int64_t i = std::max<int64_t>(0, h.begin - b.from[1]); i < b.size[1] && b.from[1] + i < h.count; ++i) {
+      for (size_t f = 0; f < n; ++f) row_of[f] = c + int64_t(f) * phase_stride + plane * p_.depth_stride + i * p_.pitch + skip[f];
+      row.out = target.at(at + (h.first + (b.from[1] + i) * g_.axis[1].target_step) * target.stride[3]);
+      k_.store_row(row, target.dtype);
+    }
+  }
+}
+
+template void lay_out<float>(RegionPlan&, const Gather&, const TileKernels<float>&);
+template void lay_out<double>(RegionPlan&, const Gather&, const TileKernels<double>&);
+template class Region<float>;
+template class Region<double>;
+
+}  // namespace tconv3d

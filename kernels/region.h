@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// The packed input of a block of positions, and the way back: rows of accumulators to rows of the target. Shared by the families that put
+// positions on the vector lanes.
+//
+//     region = [w segment][d][channel][h][pitch]        or, planes flat, [w segment][channel][d][h][pitch]
+//
+// Positions of several rows (and flat planes) form one run over the region, halo included, so that short rows still fill the lanes; the lanes
+// over the halo compute nothing that is stored.
+#pragma once
+
+#include <limits>
+
+#include "cost.h"
+#include "gather.h"
+
+namespace tconv3d {
+
+struct RegionPlan {
+  std::array<int64_t, 3> block{}, blocks{};
+  std::array<AxisPacking, 3> packing;
+  bool flat_depth = false;  // planes of the block lie one behind the other for each channel: one run over all of them
+  int64_t pitch = 0, depth_stride = 0, channel_stride = 0, segment_stride = 0, size = 0;
+  int64_t run = 0;  // positions of one run
+
+  int64_t runs() const { return flat_depth ? 1 : block[0]; }
+  int64_t tasks(const Gather& g) const { return g.batch * g.groups * blocks[0] * blocks[1] * blocks[2]; }
+};
+
+// A task's share of the positions.
+struct Block {
+  int64_t image, group;
+  std::array<int64_t, 3> from, size;
+};
+
+// An odd number of cache lines: planes a power of two apart would share the same cache sets.
+template <class T>
+int64_t odd_lines(int64_t elements) {
+  const int64_t line = 64 / int64_t(sizeof(T));
+  return (ceil_div(elements, line) | 1) * line;
+}
+
+// Elements that a tile may read past the last position.
+template <class T>
+int64_t slack(const TileKernels<T>& k) { return int64_t(kMaxVectors) * k.lanes; }
+
+template <class T>
+class Region {
+ public:
+  Region(const Gather& g, const RegionPlan& p, const TileKernels<T>& k);
+
+  Block block(int64_t task) const;
+  int64_t run_length(const Block& b) const { return (b.size[1] - 1) * p_.pitch + b.size[2] + (p_.flat_depth ? (b.size[0] - 1) * p_.depth_stride : 0); }
+  int64_t tap_offset(const Tap& d, const Tap& h, const Tap& w) const;
+  void pack(const Block& b, T* region) const;
+
+  // Rows of one (d, h) phase and channel from c[w phase * phase_stride + position]; `run` is the plane of the block unless planes are flat.
+  void store(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t run, const T* c, int64_t phase_stride) const;
+
+ private:
+  const Gather& g_;
+  const RegionPlan& p_;
+  const TileKernels<T>& k_;
+  bool stream_;
+};
+
+struct Work {
+  int64_t taps, combos, row_phases;
+};
+Work work_of(const Gather& g);
+
+// Cycles of a task besides its tiles: packing and storing.
+double transfer_cycles(const Gather& g, const Work& work, const RegionPlan& p);
+
+// Tries block sizes; price(plan) gives the cycles of all tasks together.
+template <class T, class Plan, class Price>
+Plan best_blocks(const Gather& g, const TileKernels<T>& k, Price price);
+
+template <class T>
+void lay_out(RegionPlan& p, const Gather& g, const TileKernels<T>& k);
+
+std::array<std::vector<int64_t>, 3> block_sizes(const Gather& g, int64_t lanes);
+
+template <class T, class Plan, class Price>
+Plan best_blocks(const Gather& g, const TileKernels<T>& k, Price price) {
+  Plan best;
+  const auto sizes = block_sizes(g, k.lanes);
+  for (int64_t w : sizes[2]) {
+    for (int64_t h : sizes[1])
+      for (int64_t d : sizes[0])
+        for (int flat = 0; flat <= (d > 1); ++flat) {
+          Plan p;
+          p.region.block = {d, h, w};
+          p.region.flat_depth = flat;
+          lay_out<T>(p.region, g, k);
+          const bool smallest = d == sizes[0].back() && h == sizes[1].back() && w == sizes[2].back();
+          if ((p.region.size * int64_t(sizeof(T)) > int64_t(cache_bytes()) || p.region.run > 8192) && !smallest) continue;
+          price(p);
+          if (p.cycles < best.cycles) best = std::move(p);
+        }
+    // Whole rows unless even one of them outgrows half of the cache.
+    if (best.cycles < std::numeric_limits<double>::infinity() && w == sizes[2].front() && best.region.size * int64_t(sizeof(T)) < int64_t(cache_bytes()) / 2) break;
+  }
+  return best;
+}
+
+}  // namespace tconv3d
