@@ -83,8 +83,8 @@ int64_t volume(const std::array<int64_t, 3>& n) { return n[0] * n[1] * n[2]; }
 template <class T>
 class ChannelsRun {
  public:
-  ChannelsRun(const Gather& g, const Panels& panels, const std::vector<int64_t>& tile_rows, const Rows<T>& rows, const Kernels& kernels)
-      : g_(g), panels_(panels), tile_rows_(tile_rows), rows_(rows), k_(tiles<T>(kernels)), zeros_(size_t(g.channels), T(0)) {
+  ChannelsRun(const Gather& g, const Panels& panels, const std::vector<TileShape>& shapes, const Rows<T>& rows, const Kernels& kernels)
+      : g_(g), panels_(panels), shapes_(shapes), rows_(rows), k_(tiles<T>(kernels)), zeros_(size_t(g.channels), T(0)) {
     for (size_t s = 0; s < panels.sets().size(); ++s) {
       const PanelSet& set = panels.sets()[s];
       const int64_t positions = g.batch * volume(set_positions(set.phases)), ranges = ceil_div(positions, kTaskPositions);
@@ -106,7 +106,7 @@ class ChannelsRun {
     const PanelSet& set = panels_.sets()[task.set];
     const ColumnTile& tile = set.tiles[task.tile];
     const std::array<int64_t, 3> extent = set_positions(set.phases);
-    const int64_t tile_rows = tile_rows_[task.set];
+    const int64_t tile_rows = shapes_[task.set].rows;
     std::vector<const T*> pointers(size_t(set.phases.taps * tile_rows));
     std::vector<int64_t> lane_offset(size_t(set.phases.taps));
     for (int64_t channel = 0; channel < g_.channels; channel += panels_.chunk()) {
@@ -239,7 +239,7 @@ class ChannelsRun {
 
   const Gather& g_;
   const Panels& panels_;
-  const std::vector<int64_t>& tile_rows_;
+  const std::vector<TileShape>& shapes_;
   const Rows<T>& rows_;
   const TileKernels<T>& k_;
   std::vector<T> zeros_;
@@ -259,37 +259,22 @@ void copy_rows(const Gather& g, const TileKernels<T>& k, T* to, const Options& o
   parallel_for(lines, lines * width * channels < 65536 ? 1 : options.threads, copy, options.stop);
 }
 
-}  // namespace
+template <class T>
+class ChannelsPlan : public Plan {
+ public:
+  std::vector<TileShape> shapes;  // of each phase set
+
+  void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
+};
 
 template <class T>
-double channels_cost(const Gather& g, const Options& options, const Kernels& kernels) {
-  const TileKernels<T>& k = tiles<T>(kernels);
-  const bool copied = !is_rows<T>(g.source);
-  const double source = double(source_positions(g)) * double(g.groups * g.channels);
-  if (copied && source * sizeof(T) > double(kMaxCopiedBytes)) return std::numeric_limits<double>::infinity();
-  double cycles = copied ? source * kScatteredElement : 0;
-  int64_t tasks = 0;
-  for (const PhaseSet& set : phase_sets(g)) {
-    const int64_t columns = int64_t(set.members.size()) * g.columns, positions = g.batch * volume(set_positions(set));
-    const TileShape shape = tile_shape<T>(k, columns, positions);
-    const int64_t column_tiles = ceil_div(columns, shape.vectors * k.lanes);
-    const double setup = double(set.taps) * 4 + kTileCall / double(shape.rows);
-    cycles += double(g.groups * positions) * (double(set.taps * g.channels) * shape.cycles + setup * double(column_tiles) + kScatteredElement * double(columns));
-    tasks += g.groups * column_tiles * ceil_div(positions, kTaskPositions);
-  }
-  return parallel_cycles(cycles, tasks, options.threads);
-}
-
-template <class T>
-void run_channels(const Gather& g, const Options& options, const Kernels& kernels, int64_t chunk) {
+void ChannelsPlan<T>::run(const Gather& g, const Options& options, const Kernels& kernels, int64_t chunk) const {
   const TileKernels<T>& k = tiles<T>(kernels);
   std::vector<PanelSet> sets;
-  std::vector<int64_t> tile_rows;
   for (PhaseSet& set : phase_sets(g)) {
     const int64_t columns = int64_t(set.members.size()) * g.columns;
-    const TileShape shape = tile_shape<T>(k, columns, g.batch * volume(set_positions(set)));
-    tile_rows.push_back(shape.rows);
-    sets.push_back({std::move(set), cut_columns(columns, ceil_div(columns, shape.vectors * k.lanes), k.lanes), 0});
+    const int64_t width = shapes[sets.size()].vectors * k.lanes;
+    sets.push_back({std::move(set), cut_columns(columns, ceil_div(columns, width), k.lanes), 0});
   }
   Panels panels(g, std::move(sets), chunk);
   panels.fill<T>(options, kernels);
@@ -304,13 +289,34 @@ void run_channels(const Gather& g, const Options& options, const Kernels& kernel
     copy_rows<T>(g, k, to, options);
     rows = {to, depth * g.axis[0].source_size, depth, row, position};
   }
-  const ChannelsRun<T> run(g, panels, tile_rows, rows, kernels);
+  const ChannelsRun<T> run(g, panels, shapes, rows, kernels);
   run_tasks<T>(run.tasks(), run.scratch_size(), options, [&](int64_t task, T* scratch) { run.run(task, scratch); });
 }
 
-template void run_channels<float>(const Gather&, const Options&, const Kernels&, int64_t);
-template void run_channels<double>(const Gather&, const Options&, const Kernels&, int64_t);
-template double channels_cost<float>(const Gather&, const Options&, const Kernels&);
-template double channels_cost<double>(const Gather&, const Options&, const Kernels&);
+}  // namespace
+
+template <class T>
+std::unique_ptr<Plan> plan_channels(const Gather& g, const PlanContext& context) {
+  auto plan = std::make_unique<ChannelsPlan<T>>();
+  const TileKernels<T>& k = tiles<T>(context.kernels);
+  const double source = double(source_positions(g)) * double(g.groups * g.channels);
+  double cycles = context.source_is_rows ? 0 : source * kPackedElement;
+  int64_t tasks = 0;
+  for (const PhaseSet& set : phase_sets(g)) {
+    const int64_t columns = int64_t(set.members.size()) * g.columns, positions = g.batch * volume(set_positions(set));
+    const TileShape shape = tile_shape<T>(k, columns, positions);
+    const int64_t column_tiles = ceil_div(columns, shape.vectors * k.lanes);
+    const double setup = double(set.taps) * 4 + kTileCall / double(shape.rows);
+    cycles += double(g.groups * positions) * (double(set.taps * g.channels) * shape.cycles + setup * double(column_tiles) + kScatteredElement * double(columns));
+    tasks += g.groups * column_tiles * ceil_div(positions, kTaskPositions);
+    plan->shapes.push_back(shape);
+  }
+  // A copy of a large source would break the promise of little memory; the other families need none.
+  if (context.source_is_rows || source * sizeof(T) <= double(kMaxCopiedBytes)) plan->cycles = parallel_cycles(cycles, tasks, context.threads);
+  return plan;
+}
+
+template std::unique_ptr<Plan> plan_channels<float>(const Gather&, const PlanContext&);
+template std::unique_ptr<Plan> plan_channels<double>(const Gather&, const PlanContext&);
 
 }  // namespace tconv3d

@@ -30,60 +30,91 @@ void fill_bias(const Gather& g, const Options& options, const Kernels& kernels) 
   parallel_for(g.batch * channels * depth, options.threads, fill, options.stop);
 }
 
+enum class Direction { forward, input_grad };
+
+// Plans of this thread's latest calls: no lock on the way of a small call, and a layer in a loop is planned once.
+struct KeptPlan {
+  std::vector<int64_t> key;
+  std::array<AxisPlan, 3> axis;
+  std::unique_ptr<Plan> plan;  // null where no tap reaches any target
+  bool covered;                // every target is written by the plan
+};
+constexpr size_t kKeptPlans = 32;
+thread_local std::array<std::shared_ptr<const KeptPlan>, kKeptPlans> kept_plans;
+thread_local size_t next_plan = 0;
+
 template <class T>
-void run(const Problem* forward, const Gather& g, const Options& options, int64_t chunk) {
-  const Kernels& kernels = active_kernels();
-  bool covered = g.channels > 0, any = g.batch * g.groups * g.columns > 0;
-  for (const AxisPlan& a : g.axis) {
-    covered = covered && a.covered && a.source_size > 0;
-    any = any && a.target_size > 0;
-  }
-  if (!any) return;
-  if (!covered) fill_bias<T>(g, options, kernels);
-  bool work = g.channels > 0;
-  for (const AxisPlan& a : g.axis) work = work && a.source_size > 0 && a.positions > 0;
-  if (!work) return;
-  double best = std::numeric_limits<double>::infinity();
-  Family family = Family::spatial;
-  const auto consider = [&](Family candidate, double cycles) {
-    if ((options.family == Family::automatic || options.family == candidate) && cycles < best) best = cycles, family = candidate;
+std::unique_ptr<Plan> choose(const Problem& p, const Gather& g, Direction direction, Family family, const PlanContext& context) {
+  std::unique_ptr<Plan> best;
+  const auto consider = [&](Family candidate, auto make) {
+    if (family != Family::automatic && family != candidate) return;
+    std::unique_ptr<Plan> plan = make();
+    if (!best || plan->cycles < best->cycles) best = std::move(plan);
   };
-  if (options.family == Family::automatic || options.family == Family::phased) {
-    if (forward) consider(Family::phased, phased_cost<T>(*forward, g, options, kernels));
-  }
-  if (options.family == Family::automatic) consider(Family::spatial, spatial_cost<T>(g, options, kernels));
-  if (options.family == Family::automatic || options.family == Family::channels) consider(Family::channels, channels_cost<T>(g, options, kernels));
-  if (family == Family::channels)
-    run_channels<T>(g, options, kernels, chunk);
-  else if (family == Family::phased)
-    run_phased<T>(*forward, g, options, kernels, chunk);
-  else
-    run_spatial<T>(g, options, kernels, chunk);
+  consider(Family::spatial, [&] { return plan_spatial<T>(g, context); });
+  consider(Family::channels, [&] { return plan_channels<T>(g, context); });
+  if (direction == Direction::forward) consider(Family::phased, [&] { return plan_phased<T>(p, g, context); });
+  if (!best || best->cycles == std::numeric_limits<double>::infinity()) best = plan_spatial<T>(g, context);
+  return best;
 }
 
-// `forward`: the problem, where g is its forward. `taps`: of the phase with the most.
-void run(const Problem* forward, const Gather& g, const Options& options, int64_t taps) {
-  if (g.source.dtype == DType::float64)
-    run<double>(forward, g, options, channel_chunk(taps));
+Gather gather(const Problem& p, Direction direction, const std::array<AxisPlan, 3>& axis, const View& source, const View& w, const View& target, const View* bias) {
+  const int64_t in = p.in_channels / p.groups, out = p.out_channels / p.groups;
+  const bool forward = direction == Direction::forward;
+  return {p.batch, p.groups, forward ? in : out, forward ? out : in, axis, source, w, target, bias, in * w.stride[0], w.stride[forward ? 0 : 1], w.stride[forward ? 1 : 0],
+          {w.stride[2], w.stride[3], w.stride[4]}, {p.axis[0].kernel, p.axis[1].kernel, p.axis[2].kernel}};
+}
+
+template <class T>
+std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, const View& source, const View& w, const View& target, const Options& options, const Kernels& kernels) {
+  const PlanContext context{kernels, options.threads, source.stride[1] == 1 && source.element_size() == int64_t(sizeof(T))};
+  std::array<int64_t, 28> key{int64_t(direction), int64_t(sizeof(T)), int64_t(options.family), int64_t(reinterpret_cast<intptr_t>(&kernels)), options.threads,
+                              context.source_is_rows, p.batch, p.groups, p.in_channels, p.out_channels};
+  for (size_t a = 0; a < 3; ++a) {
+    const Axis& x = p.axis[a];
+    std::copy_n(std::array<int64_t, 6>{x.input, x.kernel, x.stride, x.dilation, x.crop, x.output}.begin(), 6, key.begin() + 10 + 6 * a);
+  }
+  for (const auto& kept : kept_plans)
+    if (kept && std::equal(key.begin(), key.end(), kept->key.begin())) return kept;
+  auto fresh = std::make_shared<KeptPlan>();
+  fresh->key.assign(key.begin(), key.end());
+  bool reached = p.in_channels > 0 && p.out_channels > 0 && p.batch > 0;
+  fresh->covered = true;
+  for (size_t a = 0; a < 3; ++a) {
+    fresh->axis[a] = direction == Direction::forward ? forward_axis(p.axis[a]) : input_grad_axis(p.axis[a]);
+    reached = reached && fresh->axis[a].source_size > 0 && fresh->axis[a].positions > 0;
+    fresh->covered = fresh->covered && fresh->axis[a].covered;
+  }
+  fresh->covered = fresh->covered && reached;
+  if (reached) fresh->plan = choose<T>(p, gather(p, direction, fresh->axis, source, w, target, nullptr), direction, options.family, context);
+  kept_plans[next_plan++ % kKeptPlans] = fresh;
+  return fresh;
+}
+
+template <class T>
+void run(const Problem& p, Direction direction, const View& source, const View& w, const View& target, const View* bias, const Options& options) {
+  const Kernels& kernels = active_kernels();
+  // Held here: a signal handler that runs during the call may plan another layer on this thread.
+  const std::shared_ptr<const KeptPlan> kept = plan_for<T>(p, direction, source, w, target, options, kernels);
+  const Gather g = gather(p, direction, kept->axis, source, w, target, bias);
+  if (!kept->covered) fill_bias<T>(g, options, kernels);
+  int64_t taps = 1;  // of the phase with the most
+  for (const Axis& a : p.axis) taps *= direction == Direction::forward ? ceil_div(a.kernel, a.stride) : a.kernel;
+  if (kept->plan) kept->plan->run(g, options, kernels, channel_chunk(taps));
+}
+
+void run(const Problem& p, Direction direction, const View& source, const View& w, const View& target, const View* bias, const Options& options) {
+  if (source.dtype == DType::float64)
+    run<double>(p, direction, source, w, target, bias, options);
   else
-    run<float>(forward, g, options, channel_chunk(taps));
+    run<float>(p, direction, source, w, target, bias, options);
 }
 
 }  // namespace
 
-void forward(const Problem& p, const View& x, const View& w, const View* bias, const View& y, const Options& options) {
-  Gather g{p.batch, p.groups, p.in_channels / p.groups, p.out_channels / p.groups, {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])},
-           x, w, y, bias, p.in_channels / p.groups * w.stride[0], w.stride[0], w.stride[1], {w.stride[2], w.stride[3], w.stride[4]}, {p.axis[0].kernel, p.axis[1].kernel, p.axis[2].kernel}};
-  int64_t taps = 1;
-  for (const Axis& a : p.axis) taps *= ceil_div(a.kernel, a.stride);
-  run(&p, g, options, taps);
-}
+void forward(const Problem& p, const View& x, const View& w, const View* bias, const View& y, const Options& options) { run(p, Direction::forward, x, w, y, bias, options); }
 
-void input_grad(const Problem& p, const View& gy, const View& w, const View& gx, const Options& options) {
-  Gather g{p.batch, p.groups, p.out_channels / p.groups, p.in_channels / p.groups, {input_grad_axis(p.axis[0]), input_grad_axis(p.axis[1]), input_grad_axis(p.axis[2])},
-           gy, w, gx, nullptr, p.in_channels / p.groups * w.stride[0], w.stride[1], w.stride[0], {w.stride[2], w.stride[3], w.stride[4]}, {p.axis[0].kernel, p.axis[1].kernel, p.axis[2].kernel}};
-  run(nullptr, g, options, p.axis[0].kernel * p.axis[1].kernel * p.axis[2].kernel);
-}
+void input_grad(const Problem& p, const View& gy, const View& w, const View& gx, const Options& options) { run(p, Direction::input_grad, gy, w, gx, nullptr, options); }
 
 void bias_grad(const Problem& p, const View& gy, const View& gb, const Options& options) {
   const Kernels& kernels = active_kernels();

@@ -4,6 +4,9 @@
 //     target[n, g*columns + m, first + j*step] = bias + sum over taps t, channels c of  source[n, g*channels + c, ...] * w(g, c, m, t)
 #pragma once
 
+#include <limits>
+#include <memory>
+
 #include "engine.h"
 
 namespace tconv3d {
@@ -11,7 +14,7 @@ namespace tconv3d {
 struct Gather {
   int64_t batch, groups;
   int64_t channels, columns;  // per group: reduced over, produced
-  std::array<AxisPlan, 3> axis;
+  const std::array<AxisPlan, 3>& axis;
   View source, weight, target;
   const View* bias;
   int64_t weight_group, weight_channel, weight_column;  // strides of w in g, c and m
@@ -33,6 +36,29 @@ void for_each_tap(const Combo& c, F f) {
 // with the whole reduction. `taps` depends on kernel and stride alone, never on sizes or threads: the chunk fixes the bits.
 inline int64_t channel_chunk(int64_t taps) { return std::clamp<int64_t>(2048 / std::max<int64_t>(taps, 1) / 32 * 32, 32, 256); }
 
+// How a family runs a geometry: blocks, tiles, and the machine cycles that its cost model expects, all threads together. Kept from call to
+// call, so it holds nothing of the arrays.
+class Plan {
+ public:
+  virtual ~Plan() = default;
+  virtual void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const = 0;
+  double cycles = std::numeric_limits<double>::infinity();
+};
+
+// What a plan may depend on besides the geometry.
+struct PlanContext {
+  const Kernels& kernels;
+  int threads;
+  bool source_is_rows;  // channels last and not to be widened: the channels family reads it in place
+};
+
+template <class T>
+std::unique_ptr<Plan> plan_spatial(const Gather&, const PlanContext&);
+template <class T>
+std::unique_ptr<Plan> plan_channels(const Gather&, const PlanContext&);
+template <class T>
+std::unique_ptr<Plan> plan_phased(const Problem&, const Gather&, const PlanContext&);  // forward only
+
 // body(task, scratch) for every task, each thread with scratch of so many elements of its own.
 template <class T, class F>
 void run_tasks(int64_t tasks, int64_t scratch_size, const Options& options, F body) {
@@ -42,20 +68,5 @@ void run_tasks(int64_t tasks, int64_t scratch_size, const Options& options, F bo
   T* const base = reinterpret_cast<T*>(scratch.data());
   parallel_for(tasks, threads, [&](int64_t task, int worker) { body(task, base + worker * each); }, options.stop);
 }
-
-template <class T>
-void run_spatial(const Gather&, const Options&, const Kernels&, int64_t chunk);
-template <class T>
-void run_channels(const Gather&, const Options&, const Kernels&, int64_t chunk);
-template <class T>
-void run_phased(const Problem&, const Gather&, const Options&, const Kernels&, int64_t chunk);
-
-// Machine cycles that a family needs by its cost model, all threads together; infinity where it cannot run.
-template <class T>
-double spatial_cost(const Gather&, const Options&, const Kernels&);
-template <class T>
-double phased_cost(const Problem&, const Gather&, const Options&, const Kernels&);
-template <class T>
-double channels_cost(const Gather&, const Options&, const Kernels&);
 
 }  // namespace tconv3d

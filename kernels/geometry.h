@@ -37,11 +37,13 @@ struct Phase {
   int64_t begin = 0;
 };
 
+constexpr int64_t kMostEmptyPhases = 8;
+
 struct AxisPlan {
-  std::vector<Phase> phases;  // only those with taps and targets
+  std::vector<Phase> phases;  // those with targets; without taps only where they are few
   int64_t positions = 0;      // the longest phase
   int64_t source_size = 0, source_step = 1, target_size = 0, target_step = 1;
-  bool covered = true;        // every target belongs to a phase with taps
+  bool covered = true;        // every target belongs to a phase
 };
 
 inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a % b < 0) != (b < 0)); }
@@ -66,8 +68,18 @@ inline AxisPlan forward_axis(const Axis& a) {
     }
     same->taps.push_back({k, (first + a.crop - k * a.dilation) / a.stride, 0});
   }
-  std::sort(plan.phases.begin(), plan.phases.end(), [](const Phase& p, const Phase& q) { return p.first < q.first; });
+  // Outputs that no tap reaches (kernel < stride, common factors of stride and dilation) are phases without taps, so that rows are still
+  // stored once and whole; of a long stride they would be too many.
   plan.covered = reached == a.output;
+  if (!plan.covered && a.stride <= kMostEmptyPhases) {
+    for (int64_t first = 0; first < std::min(a.stride, a.output); ++first)
+      if (std::none_of(plan.phases.begin(), plan.phases.end(), [&](const Phase& p) { return p.first == first; })) {
+        plan.phases.push_back({first, (a.output - 1 - first) / a.stride + 1, {}, 0});
+        plan.positions = std::max(plan.positions, plan.phases.back().count);
+      }
+    plan.covered = true;
+  }
+  std::sort(plan.phases.begin(), plan.phases.end(), [](const Phase& p, const Phase& q) { return p.first < q.first; });
   return plan;
 }
 

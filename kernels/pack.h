@@ -186,6 +186,11 @@ template <class T, int Phases>
 static inline void interleave(const T* const* c, int64_t i, T bias, Vec<T> (&out)[Phases]) {
   if constexpr (Phases == 1) {
     out[0] = load<T>(c[0] + i) + bias;
+  } else if constexpr (Phases == 3) {
+    const Vec<T> x = load<T>(c[0] + i) + bias, y = load<T>(c[1] + i) + bias, z = load<T>(c[2] + i) + bias;
+    out[0] = zip3<T, 0>(x, y, z);
+    out[1] = zip3<T, 1>(x, y, z);
+    out[2] = zip3<T, 2>(x, y, z);
   } else {
     const T *even[Phases / 2], *odd[Phases / 2];
     for (int f = 0; f < Phases / 2; ++f) even[f] = c[2 * f], odd[f] = c[2 * f + 1];
@@ -228,7 +233,7 @@ static inline void store_interleaved(const T* const* c, T* out, int64_t n, T bia
     copy_short(out, reinterpret_cast<const T*>(v), Phases * n);
 }
 
-// out[first[f] + i*step] = c[f][i] + bias. One, two or four neighbouring phases of a contiguous row are interleaved on vectors.
+// out[first[f] + i*step] = c[f][i] + bias. Up to four neighbouring phases of a contiguous row are interleaved on vectors.
 template <class T>
 static void store_row(const RowStore<T>& a, DType dtype) {
   with_stored<T>(dtype, [&](auto s) {
@@ -236,7 +241,7 @@ static void store_row(const RowStore<T>& a, DType dtype) {
     int64_t done = 0;
     const T* c[4] = {};
     if constexpr (sizeof(S) == sizeof(T))
-      if (a.phases == a.step && a.out_stride == 1 && (a.phases == 1 || a.phases == 2 || a.phases == 4)) {
+      if (a.phases == a.step && a.out_stride == 1 && a.phases <= 4) {
         // Rotated so that the phase with the first element leads; the rest follow it in steps of one.
         int64_t lead = 0, n = a.count[0];
         for (int64_t f = 1; f < a.phases; ++f) {
@@ -253,6 +258,7 @@ static void store_row(const RowStore<T>& a, DType dtype) {
         if (neighbours) {
           if (a.phases == 1) store_interleaved<T, 1>(c, out, n, a.bias, a.stream);
           if (a.phases == 2) store_interleaved<T, 2>(c, out, n, a.bias, a.stream);
+          if (a.phases == 3) store_interleaved<T, 3>(c, out, n, a.bias, a.stream);
           if (a.phases == 4) store_interleaved<T, 4>(c, out, n, a.bias, a.stream);
           done = n;
         }

@@ -8,19 +8,25 @@ namespace tconv3d {
 
 namespace {
 
-struct PhasedPlan {
+template <class T>
+class PhasedPlan : public Plan {
+ public:
+  std::array<AxisPlan, 3> axis;
   RegionPlan region;
   int64_t phases_h = 1, columns = 1, vectors = 1;
-  double cycles = std::numeric_limits<double>::infinity();
+
+  void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
 };
 
 bool aligns(const Axis& a) { return a.stride == 2 && a.dilation == 1 && a.kernel >= 2; }
 
-// g with its w axis (and h axis) cut into phases that share their samples.
-Gather aligned(const Problem& p, Gather g, int64_t phases_h) {
-  g.axis[2] = aligned_forward_axis(p.axis[2]);
-  if (phases_h == 2) g.axis[1] = aligned_forward_axis(p.axis[1]);
-  return g;
+// The axes with w (and h) cut into phases that share their samples.
+std::array<AxisPlan, 3> aligned(const Problem& p, const Gather& g, int64_t phases_h) {
+  return {g.axis[0], phases_h == 2 ? aligned_forward_axis(p.axis[1]) : g.axis[1], aligned_forward_axis(p.axis[2])};
+}
+
+Gather with_axes(const Gather& g, const std::array<AxisPlan, 3>& axis) {
+  return {g.batch, g.groups, g.channels, g.columns, axis, g.source, g.weight, g.target, g.bias, g.weight_group, g.weight_channel, g.weight_column, g.weight_tap, g.weight_kernel};
 }
 
 // Steps of one phase of d (and, with phases_h == 1, of h): taps ascending, channels inside. f(d tap, h taps of the first phase, ...) gives
@@ -48,7 +54,7 @@ std::vector<std::vector<const Phase*>> h_groups(const Gather& g, int64_t phases_
 }
 
 template <class T>
-void price(PhasedPlan& p, const Gather& g, const Work& work, const TileKernels<T>& k, int threads) {
+void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernels<T>& k, int threads) {
   const double loads = loads_per_vector<T>(k.lanes);
   double best = std::numeric_limits<double>::infinity();
   for (int64_t columns = 1; columns <= 2 && g.columns % columns == 0; ++columns)
@@ -71,23 +77,6 @@ void price(PhasedPlan& p, const Gather& g, const Work& work, const TileKernels<T
   p.cycles = parallel_cycles(double(tasks) * (best + transfer_cycles(g, work, p.region)), tasks, threads);
 }
 
-template <class T>
-PhasedPlan plan_phased(const Problem& problem, const Gather& plain, const Kernels& kernels, int threads) {
-  PhasedPlan best;
-  if (!aligns(problem.axis[2])) return best;
-  const TileKernels<T>& k = tiles<T>(kernels);
-  for (int64_t phases_h = 1; phases_h <= 1 + aligns(problem.axis[1]); ++phases_h) {
-    const Gather g = aligned(problem, plain, phases_h);
-    const Work work = work_of(g);
-    PhasedPlan p = best_blocks<T, PhasedPlan>(g, k, [&](PhasedPlan& q) {
-      q.phases_h = phases_h;
-      price<T>(q, g, work, k, threads);
-    });
-    if (p.cycles < best.cycles) best = std::move(p);
-  }
-  return best;
-}
-
 // One tile's phases: of d, and of h together.
 template <class T>
 struct PhaseGroup {
@@ -101,7 +90,7 @@ struct PhaseGroup {
 template <class T>
 class PhasedRun {
  public:
-  PhasedRun(const Gather& g, const PhasedPlan& p, int64_t chunk, const Kernels& kernels) : g_(g), p_(p), chunk_(chunk), k_(tiles<T>(kernels)), region_(g, p.region, k_) {
+  PhasedRun(const Gather& g, const PhasedPlan<T>& p, int64_t chunk, const Kernels& kernels) : g_(g), p_(p), chunk_(chunk), k_(tiles<T>(kernels)), region_(g, p.region, k_) {
     ldc_ = ceil_div(p.region.run, p.vectors * k_.lanes) * p.vectors * k_.lanes;
     for (const Phase& d : g.axis[0].phases)
       for (auto& h : h_groups(g, p.phases_h)) add_group(d, std::move(h));
@@ -199,7 +188,7 @@ class PhasedRun {
   }
 
   const Gather& g_;
-  const PhasedPlan& p_;
+  const PhasedPlan<T>& p_;
   const int64_t chunk_;
   const TileKernels<T>& k_;
   const Region<T> region_;
@@ -208,25 +197,38 @@ class PhasedRun {
   std::shared_ptr<Scratch> panels_;
 };
 
+template <class T>
+void PhasedPlan<T>::run(const Gather& plain, const Options& options, const Kernels& kernels, int64_t chunk) const {
+  const Gather g = with_axes(plain, axis);
+  PhasedRun<T> run(g, *this, chunk, kernels);
+  run.pack_weights(options, kernels);
+  run_tasks<T>(region.tasks(g), run.scratch_size(), options, [&](int64_t task, T* scratch) { run.run(task, scratch); });
+}
+
 }  // namespace
 
 template <class T>
-double phased_cost(const Problem& problem, const Gather& g, const Options& options, const Kernels& kernels) {
-  return plan_phased<T>(problem, g, kernels, options.threads).cycles;
+std::unique_ptr<Plan> plan_phased(const Problem& problem, const Gather& plain, const PlanContext& context) {
+  auto best = std::make_unique<PhasedPlan<T>>();
+  if (!aligns(problem.axis[2])) return best;
+  const TileKernels<T>& k = tiles<T>(context.kernels);
+  for (int64_t phases_h = 1; phases_h <= 1 + aligns(problem.axis[1]); ++phases_h) {
+    std::array<AxisPlan, 3> axis = aligned(problem, plain, phases_h);
+    const Gather g = with_axes(plain, axis);
+    const Work work = work_of(g);
+    auto p = best_blocks<T, PhasedPlan<T>>(g, k, [&](PhasedPlan<T>& q) {
+      q.phases_h = phases_h;
+      price<T>(q, g, work, k, context.threads);
+    });
+    if (p.cycles < best->cycles) {
+      *best = std::move(p);
+      best->axis = std::move(axis);
+    }
+  }
+  return best;
 }
 
-template <class T>
-void run_phased(const Problem& problem, const Gather& plain, const Options& options, const Kernels& kernels, int64_t chunk) {
-  const PhasedPlan plan = plan_phased<T>(problem, plain, kernels, options.threads);
-  const Gather g = aligned(problem, plain, plan.phases_h);
-  PhasedRun<T> run(g, plan, chunk, kernels);
-  run.pack_weights(options, kernels);
-  run_tasks<T>(plan.region.tasks(g), run.scratch_size(), options, [&](int64_t task, T* scratch) { run.run(task, scratch); });
-}
-
-template void run_phased<float>(const Problem&, const Gather&, const Options&, const Kernels&, int64_t);
-template void run_phased<double>(const Problem&, const Gather&, const Options&, const Kernels&, int64_t);
-template double phased_cost<float>(const Problem&, const Gather&, const Options&, const Kernels&);
-template double phased_cost<double>(const Problem&, const Gather&, const Options&, const Kernels&);
+template std::unique_ptr<Plan> plan_phased<float>(const Problem&, const Gather&, const PlanContext&);
+template std::unique_ptr<Plan> plan_phased<double>(const Problem&, const Gather&, const PlanContext&);
 
 }  // namespace tconv3d

@@ -8,15 +8,18 @@ namespace tconv3d {
 
 namespace {
 
-struct SpatialPlan {
+template <class T>
+class SpatialPlan : public Plan {
+ public:
   RegionPlan region;
   int64_t vectors = 1, columns_cut = 1;
-  double cycles = std::numeric_limits<double>::infinity();
+
+  void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
 };
 
 // Picks vectors and the number of column tiles for a block, and adds up its cycles.
 template <class T>
-void price(SpatialPlan& p, const Gather& g, const Work& work, const TileKernels<T>& k, int threads) {
+void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKernels<T>& k, int threads) {
   const double loads = loads_per_vector<T>(k.lanes);
   double best = std::numeric_limits<double>::infinity();
   for (int64_t vectors = 1; vectors <= kMaxVectors; ++vectors) {
@@ -40,16 +43,9 @@ void price(SpatialPlan& p, const Gather& g, const Work& work, const TileKernels<
 }
 
 template <class T>
-SpatialPlan plan_spatial(const Gather& g, const Kernels& kernels, int threads) {
-  const TileKernels<T>& k = tiles<T>(kernels);
-  const Work work = work_of(g);
-  return best_blocks<T, SpatialPlan>(g, k, [&](SpatialPlan& p) { price<T>(p, g, work, k, threads); });
-}
-
-template <class T>
 class SpatialRun {
  public:
-  SpatialRun(const Gather& g, const SpatialPlan& p, const std::vector<ColumnTile>& cut, const Panels& panels, const Kernels& kernels)
+  SpatialRun(const Gather& g, const SpatialPlan<T>& p, const std::vector<ColumnTile>& cut, const Panels& panels, const Kernels& kernels)
       : g_(g), p_(p), cut_(cut), panels_(panels), k_(tiles<T>(kernels)), region_(g, p.region, k_) {
     for (const PanelSet& set : panels.sets()) {
       std::vector<int64_t> offsets(size_t(set.phases.taps));
@@ -102,7 +98,7 @@ class SpatialRun {
   }
 
   const Gather& g_;
-  const SpatialPlan& p_;
+  const SpatialPlan<T>& p_;
   const std::vector<ColumnTile>& cut_;
   const Panels& panels_;
   const TileKernels<T>& k_;
@@ -112,30 +108,29 @@ class SpatialRun {
   std::vector<std::vector<int64_t>> tap_offsets_;
 };
 
-}  // namespace
-
 template <class T>
-double spatial_cost(const Gather& g, const Options& options, const Kernels& kernels) {
-  return plan_spatial<T>(g, kernels, options.threads).cycles;
-}
-
-template <class T>
-void run_spatial(const Gather& g, const Options& options, const Kernels& kernels, int64_t chunk) {
-  const SpatialPlan plan = plan_spatial<T>(g, kernels, options.threads);
-  const std::vector<ColumnTile> cut = cut_columns(g.columns, plan.columns_cut, 1);
+void SpatialPlan<T>::run(const Gather& g, const Options& options, const Kernels& kernels, int64_t chunk) const {
+  const std::vector<ColumnTile> cut = cut_columns(g.columns, columns_cut, 1);
   std::vector<PanelSet> sets;
   for (const Phase& d : g.axis[0].phases)
     for (const Phase& h : g.axis[1].phases)
       for (const Phase& w : g.axis[2].phases) sets.push_back({{{{&d, &h, &w}}, int64_t(d.taps.size() * h.taps.size() * w.taps.size())}, cut, 0});
   Panels panels(g, std::move(sets), chunk);
   panels.fill<T>(options, kernels);
-  const SpatialRun<T> run(g, plan, cut, panels, kernels);
-  run_tasks<T>(plan.region.tasks(g), run.scratch_size(), options, [&](int64_t task, T* scratch) { run.run(task, scratch); });
+  const SpatialRun<T> run(g, *this, cut, panels, kernels);
+  run_tasks<T>(region.tasks(g), run.scratch_size(), options, [&](int64_t task, T* scratch) { run.run(task, scratch); });
 }
 
-template void run_spatial<float>(const Gather&, const Options&, const Kernels&, int64_t);
-template void run_spatial<double>(const Gather&, const Options&, const Kernels&, int64_t);
-template double spatial_cost<float>(const Gather&, const Options&, const Kernels&);
-template double spatial_cost<double>(const Gather&, const Options&, const Kernels&);
+}  // namespace
+
+template <class T>
+std::unique_ptr<Plan> plan_spatial(const Gather& g, const PlanContext& context) {
+  const TileKernels<T>& k = tiles<T>(context.kernels);
+  const Work work = work_of(g);
+  return std::make_unique<SpatialPlan<T>>(best_blocks<T, SpatialPlan<T>>(g, k, [&](SpatialPlan<T>& p) { price<T>(p, g, work, k, context.threads); }));
+}
+
+template std::unique_ptr<Plan> plan_spatial<float>(const Gather&, const PlanContext&);
+template std::unique_ptr<Plan> plan_spatial<double>(const Gather&, const PlanContext&);
 
 }  // namespace tconv3d

@@ -68,6 +68,18 @@ static inline Vec<T> zip(Vec<T> a, Vec<T> b) {
   return zip_half<T, Half>(a, b, typename MakeIndices<kLanes<T>>::type{});
 }
 
+// Vector V of a0 b0 c0 a1 b1 c1 ...: first a and b in their places, then c between them.
+template <class T, int V, int... I>
+static inline Vec<T> zip3_vector(Vec<T> a, Vec<T> b, Vec<T> c, Indices<I...>) {
+  constexpr int kFrom = V * kLanes<T>;
+  const Vec<T> ab = __builtin_shufflevector(a, b, ((kFrom + I) / 3 + ((kFrom + I) % 3 == 1 ? kLanes<T> : 0))...);
+  return __builtin_shufflevector(ab, c, ((kFrom + I) % 3 == 2 ? kLanes<T> + (kFrom + I) / 3 : I)...);
+}
+template <class T, int V>
+static inline Vec<T> zip3(Vec<T> a, Vec<T> b, Vec<T> c) {
+  return zip3_vector<T, V>(a, b, c, typename MakeIndices<kLanes<T>>::type{});
+}
+
 // rows[i][j] -> rows[j][i] for kLanes rows: log2(kLanes) rounds of zips of rows half a block apart.
 template <class T>
 static inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
