@@ -89,6 +89,22 @@ Options options_of(int threads, Family family, PackedPanels* packed) {
   return o;
 }
 
+// Tensors of other frameworks come as addresses: importing one through the buffer protocols costs 20 times as much. The caller has checked
+// device, dtype, shapes and lifetime.
+using Shape = std::array<int64_t, 5>;
+View view_at(uintptr_t data, const Shape& stride, DType dtype) { return {reinterpret_cast<void*>(data), dtype, stride}; }
+
+Problem problem_at(const Shape& input, const Shape& weight, const Sizes& output, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups) {
+  require(groups > 0, "groups is positive");
+  Problem p{input[0], groups, weight[0], weight[1] * groups, {}};
+  require(input[1] == p.in_channels && p.in_channels % groups == 0, "channels agree");
+  for (size_t a = 0; a < 3; ++a) {
+    require(stride[a] > 0 && dilation[a] > 0, "stride and dilation are positive");
+    p.axis[a] = {input[a + 2], weight[a + 2], stride[a], dilation[a], crop[a], output[a]};
+  }
+  return p;
+}
+
 // An uninitialized C-contiguous array whose memory comes from the output pool and returns to it with the last view of the array.
 nb::object empty(const std::vector<int64_t>& shape, const std::string& name) {
   const nb::dlpack::dtype dtype = name == "float64" ? nb::dtype<double>() : name == "float32" ? nb::dtype<float>() : nb::dtype<uint16_t>();
@@ -151,6 +167,26 @@ void py_bias_grad(const Input& gy, const Output& gb, int threads) {
   without_gil([&] { bias_grad(p, vgy, vgb, o); });
 }
 
+// A resolved layer call on addresses; `op` names the operation. Arrays in the order source, weight, target of forward: (input, weight, output),
+// of input_grad (grad_output, weight, grad_input), of weight_grad (input, grad_output, grad_weight).
+enum class Op : int { forward, input_grad, weight_grad };
+
+void run_at(Op op, DType dtype, std::array<uintptr_t, 3> data, Shape stride0, Shape stride1, Shape stride2, uintptr_t bias, const Shape& input_shape, const Shape& weight_shape,
+            const Sizes& output_size, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups, int threads, PackedPanels* packed) {
+  const Problem p = problem_at(input_shape, weight_shape, output_size, stride, dilation, crop, groups);
+  const View a = view_at(data[0], stride0, dtype), b = view_at(data[1], stride1, dtype), c = view_at(data[2], stride2, dtype);
+  const View vb{reinterpret_cast<void*>(bias), dtype, {1}};
+  const Options o = options_of(threads, Family::automatic, packed);
+  without_gil([&] {
+    if (op == Op::forward)
+      forward(p, a, b, bias ? &vb : nullptr, c, o);
+    else if (op == Op::input_grad)
+      input_grad(p, a, b, c, o);
+    else
+      weight_grad(p, a, b, c, o);
+  });
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -173,6 +209,15 @@ NB_MODULE(_core, m) {
   m.def("bias_grad", &py_bias_grad, nb::arg("grad_output").noconvert(), nb::arg("grad_bias").noconvert(), nb::arg("threads") = 0,
         "Writes the sum of grad_output over batch and space into grad_bias.");
 
+  nb::enum_<DType>(m, "DType", "Stored element types.")
+      .value("float16", DType::float16)
+      .value("bfloat16", DType::bfloat16)
+      .value("float32", DType::float32)
+      .value("float64", DType::float64);
+  nb::enum_<Op>(m, "Op", "Operations of run_at.").value("forward", Op::forward).value("input_grad", Op::input_grad).value("weight_grad", Op::weight_grad);
+  m.def("run_at", &run_at, nb::arg("op"), nb::arg("dtype"), nb::arg("data"), nb::arg("stride0"), nb::arg("stride1"), nb::arg("stride2"), nb::arg("bias"), nb::arg("input_shape"),
+        nb::arg("weight_shape"), nb::arg("output_size"), nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"), nb::arg("threads") = 0,
+        nb::arg("packed").none() = nb::none(), "The operations on addresses and strides (in elements), for tensors of other frameworks.");
   m.def("empty", &empty, nb::arg("shape"), nb::arg("dtype"), "An uninitialized array (float32, float64, or uint16 for 16-bit types) from the output pool.");
   m.def("output_pool_limit", &output_pool_limit, "Bytes that may lie idle in the output pool.");
   m.def("release_idle_memory", &release_idle_memory, "Frees the idle buffers that the engine keeps for the next call.");

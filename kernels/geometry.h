@@ -13,6 +13,9 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <map>
+#include <set>
+#include <utility>
 #include <vector>
 
 namespace tconv3d {
@@ -56,24 +59,24 @@ inline AxisPlan forward_axis(const Axis& a) {
   plan.target_size = a.output;
   plan.target_step = a.stride;
   int64_t reached = 0;
+  std::map<int64_t, size_t> phase_of;  // by first output
   for (int64_t k = 0; k < a.kernel; ++k) {
     const int64_t first = floor_mod(k * a.dilation - a.crop, a.stride);  // the smallest o >= 0 with an integer i
     if (first >= a.output) continue;
-    auto same = std::find_if(plan.phases.begin(), plan.phases.end(), [&](const Phase& p) { return p.first == first; });
-    if (same == plan.phases.end()) {
+    const auto [at, fresh] = phase_of.emplace(first, plan.phases.size());
+    if (fresh) {
       plan.phases.push_back({first, (a.output - 1 - first) / a.stride + 1, {}, 0});
-      same = plan.phases.end() - 1;
-      reached += same->count;
-      plan.positions = std::max(plan.positions, same->count);
+      reached += plan.phases.back().count;
+      plan.positions = std::max(plan.positions, plan.phases.back().count);
     }
-    same->taps.push_back({k, (first + a.crop - k * a.dilation) / a.stride, 0});
+    plan.phases[at->second].taps.push_back({k, (first + a.crop - k * a.dilation) / a.stride, 0});
   }
   // Outputs that no tap reaches (kernel < stride, common factors of stride and dilation) are phases without taps, so that rows are still
   // stored once and whole; of a long stride they would be too many.
   plan.covered = reached == a.output;
   if (!plan.covered && a.stride <= kMostEmptyPhases) {
     for (int64_t first = 0; first < std::min(a.stride, a.output); ++first)
-      if (std::none_of(plan.phases.begin(), plan.phases.end(), [&](const Phase& p) { return p.first == first; })) {
+      if (!phase_of.count(first)) {
         plan.phases.push_back({first, (a.output - 1 - first) / a.stride + 1, {}, 0});
         plan.positions = std::max(plan.positions, plan.phases.back().count);
       }
@@ -137,29 +140,30 @@ struct AxisPacking {
   }
   // (segment, place in it) of a tap's first position
   std::pair<int64_t, int64_t> place(const Tap& tap) const {
-    for (size_t s = 0; s < segments.size(); ++s) {
-      const Segment& g = segments[s];
-      if (g.phase == tap.source_phase && tap.offset >= g.offset && tap.offset <= g.offset + g.extra) return {int64_t(s), tap.offset - g.offset};
-    }
-    return {-1, 0};
+    const auto after = std::upper_bound(segments.begin(), segments.end(), tap,
+                                        [](const Tap& t, const Segment& s) { return t.source_phase != s.phase ? t.source_phase < s.phase : t.offset < s.offset; });
+    const auto at = after - 1;
+    return {at - segments.begin(), tap.offset - at->offset};
   }
 };
 
 inline AxisPacking axis_packing(const AxisPlan& plan, int64_t block) {
-  AxisPacking dense, sparse;
+  std::map<int64_t, Segment> dense;
+  std::set<std::pair<int64_t, int64_t>> sparse;
   for (const Phase& p : plan.phases)
     for (const Tap& t : p.taps) {
-      if (sparse.place(t).first < 0) sparse.segments.push_back({t.source_phase, t.offset, 0});
-      auto g = std::find_if(dense.segments.begin(), dense.segments.end(), [&](const Segment& s) { return s.phase == t.source_phase; });
-      if (g == dense.segments.end()) {
-        dense.segments.push_back({t.source_phase, t.offset, 0});
-      } else {
-        const int64_t last = std::max(g->offset + g->extra, t.offset);
-        g->offset = std::min(g->offset, t.offset);
-        g->extra = last - g->offset;
-      }
+      sparse.emplace(t.source_phase, t.offset);
+      Segment& g = dense.emplace(t.source_phase, Segment{t.source_phase, t.offset, 0}).first->second;
+      const int64_t last = std::max(g.offset + g.extra, t.offset);
+      g.offset = std::min(g.offset, t.offset);
+      g.extra = last - g.offset;
     }
-  return dense.length(block) <= sparse.length(block) ? dense : sparse;
+  AxisPacking packing;
+  for (const auto& [phase, segment] : dense) packing.segments.push_back(segment);
+  if (packing.length(block) <= int64_t(sparse.size()) * block) return packing;
+  packing.segments.clear();
+  for (const auto& [phase, offset] : sparse) packing.segments.push_back({phase, offset, 0});
+  return packing;
 }
 
 }  // namespace tconv3d
