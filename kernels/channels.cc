@@ -80,6 +80,9 @@ std::array<int64_t, 3> set_positions(const PhaseSet& set) {
 
 int64_t volume(const std::array<int64_t, 3>& n) { return n[0] * n[1] * n[2]; }
 
+// A position of a set: image, d, h, w.
+using Place = std::array<int64_t, 4>;
+
 template <class T>
 class ChannelsRun {
  public:
@@ -106,6 +109,8 @@ class ChannelsRun {
     const PanelSet& set = panels_.sets()[task.set];
     const ColumnTile& tile = set.tiles[task.tile];
     const std::array<int64_t, 3> extent = set_positions(set.phases);
+    std::vector<Place> places(size_t(task.end - task.begin));
+    for (int64_t p = task.begin; p < task.end; ++p) places[size_t(p - task.begin)] = place(p, extent);
     const int64_t tile_rows = shapes_[task.set].rows;
     std::vector<const T*> pointers(size_t(set.phases.taps * tile_rows));
     std::vector<int64_t> lane_offset(size_t(set.phases.taps));
@@ -123,14 +128,14 @@ class ChannelsRun {
         const int64_t rows = std::min(tile_rows, task.end - p);
         job.segments = 0;
         for_each_tap(set.phases.members[0], [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) {
-          if (!aim(&pointers[size_t(job.segments * rows)], p, rows, extent, task.group * g_.channels + channel, d, h, w)) return;
+          if (!aim(&pointers[size_t(job.segments * rows)], &places[size_t(p - task.begin)], rows, task.group * g_.channels + channel, d, h, w)) return;
           lane_offset[size_t(job.segments++)] = t * channels * tile.width;
         });
         job.c = c + (p - task.begin) * tile.width;
         k_.pointer[tile.width / k_.lanes][rows](job);
       }
     }
-    store(task, set, tile, extent, c);
+    store(task, set, tile, places, c);
   }
 
  private:
@@ -139,49 +144,46 @@ class ChannelsRun {
     int64_t group, begin, end;
   };
 
-  // Position p of a set: the image runs fastest, so that a tile of a large batch holds one place and leaves out the taps that miss it.
-  std::array<int64_t, 4> place(int64_t p, const std::array<int64_t, 3>& extent) const {
+  // The image runs fastest, so that a tile of a large batch holds one place and leaves out the taps that miss it.
+  Place place(int64_t p, const std::array<int64_t, 3>& extent) const {
     const int64_t image = p % g_.batch, q = p / g_.batch;
     return {image, q / (extent[1] * extent[2]), q / extent[2] % extent[1], q % extent[2]};
   }
 
   // Source rows of `rows` positions for one tap; false where none of them exists.
-  bool aim(const T** to, int64_t p, int64_t rows, const std::array<int64_t, 3>& extent, int64_t channel, const Tap& d, const Tap& h, const Tap& w) const {
+  bool aim(const T** to, const Place* places, int64_t rows, int64_t channel, const Tap& d, const Tap& h, const Tap& w) const {
     bool any = false;
-    const Tap* taps[3] = {&d, &h, &w};
+    const AxisPlan &ad = g_.axis[0], &ah = g_.axis[1], &aw = g_.axis[2];
     for (int64_t r = 0; r < rows; ++r) {
-      const std::array<int64_t, 4> at = place(p + r, extent);
-      int64_t source[3];
-      bool inside = true;
-      for (size_t a = 0; a < 3; ++a) {
-        source[a] = (at[a + 1] + taps[a]->offset) * g_.axis[a].source_step + taps[a]->source_phase;
-        inside = inside && source[a] >= 0 && source[a] < g_.axis[a].source_size;
-      }
-      to[r] = inside ? rows_.data + at[0] * rows_.image + source[0] * rows_.depth + source[1] * rows_.row + source[2] * rows_.position + channel : zeros_.data();
+      const Place& at = places[r];
+      const int64_t id = (at[1] + d.offset) * ad.source_step + d.source_phase, ih = (at[2] + h.offset) * ah.source_step + h.source_phase,
+                    iw = (at[3] + w.offset) * aw.source_step + w.source_phase;
+      const bool inside = id >= 0 && id < ad.source_size && ih >= 0 && ih < ah.source_size && iw >= 0 && iw < aw.source_size;
+      to[r] = inside ? rows_.data + at[0] * rows_.image + id * rows_.depth + ih * rows_.row + iw * rows_.position + channel : zeros_.data();
       any = any || inside;
     }
     return any;
   }
 
-  void store(const Task& task, const PanelSet& set, const ColumnTile& tile, const std::array<int64_t, 3>& extent, const T* c) const {
+  void store(const Task& task, const PanelSet& set, const ColumnTile& tile, const std::vector<Place>& places, const T* c) const {
     const int64_t members = int64_t(set.phases.members.size());
     std::vector<T> bias(size_t(tile.count), T(0));
     if (g_.bias)
       for (int64_t m = 0; m < tile.count; ++m)
         k_.load_run(&bias[size_t(m)], 1, g_.bias->at((task.group * g_.columns + (tile.begin + m) / members) * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
     if (members > 1)
-      store_by_position(task, set, tile, extent, c, bias.data());
+      store_by_position(task, set, tile, places, c, bias.data());
     else
-      store_by_column(task, set, tile, extent, c, bias.data());
+      store_by_column(task, set, tile, places, c, bias.data());
   }
 
   // Several phases in a row of the tile: their targets are neighbours, so a position's columns are written together. Where phases differ
   // in length, the positions past the end of some go one by one.
-  void store_by_position(const Task& task, const PanelSet& set, const ColumnTile& tile, const std::array<int64_t, 3>& extent, const T* c, const T* bias) const {
+  void store_by_position(const Task& task, const PanelSet& set, const ColumnTile& tile, const std::vector<Place>& places, const T* c, const T* bias) const {
     const View& target = g_.target;
     const int64_t members = int64_t(set.phases.members.size());
     std::vector<int64_t> offset(size_t(tile.count));
-    std::array<int64_t, 3> shortest = extent;
+    std::array<int64_t, 3> shortest = set_positions(set.phases);
     for (int64_t m = 0; m < tile.count; ++m) {
       const Combo& combo = set.phases.members[size_t((tile.begin + m) % members)];
       offset[size_t(m)] = (task.group * g_.columns + (tile.begin + m) / members) * target.stride[1];
@@ -192,15 +194,15 @@ class ChannelsRun {
     }
     bool contiguous = true;
     for (size_t m = 1; m < offset.size(); ++m) contiguous = contiguous && offset[m] == offset[0] + int64_t(m);
-    for (int64_t p = task.begin; p < task.end; ++p) {
-      const std::array<int64_t, 4> at = place(p, extent);
+    for (size_t p = 0; p < places.size(); ++p) {
+      const Place& at = places[p];
       int64_t to = at[0] * target.stride[0];
       bool all = true;
       for (size_t a = 0; a < 3; ++a) {
         to += at[a + 1] * g_.axis[a].target_step * target.stride[a + 2];
         all = all && at[a + 1] < shortest[a];
       }
-      const T* row = c + (p - task.begin) * tile.width;
+      const T* row = c + int64_t(p) * tile.width;
       if (all) {
         k_.store_columns(target.at(to), offset.data(), contiguous, row, bias, tile.count, target.dtype);
         continue;
@@ -212,18 +214,18 @@ class ChannelsRun {
     }
   }
 
-  void store_by_column(const Task& task, const PanelSet& set, const ColumnTile& tile, const std::array<int64_t, 3>& extent, const T* c, const T* bias) const {
-    std::vector<int64_t> offset(size_t(task.end - task.begin)), from(offset.size());
-    const int64_t kept = aim_target(set.phases.members[0], task, extent, offset.data(), from.data());
+  void store_by_column(const Task& task, const PanelSet& set, const ColumnTile& tile, const std::vector<Place>& places, const T* c, const T* bias) const {
+    std::vector<int64_t> offset(places.size()), from(places.size());
+    const int64_t kept = aim_target(set.phases.members[0], places, offset.data(), from.data());
     for (int64_t m = 0; m < tile.count; ++m)
       k_.store_scattered(g_.target.at((task.group * g_.columns + tile.begin + m) * g_.target.stride[1]), offset.data(), c + m, from.data(), tile.width, kept, bias[m], g_.target.dtype);
   }
 
   // Where the positions of a task lie in one channel of the target, for one phase; positions past the phase's end are left out.
-  int64_t aim_target(const Combo& combo, const Task& task, const std::array<int64_t, 3>& extent, int64_t* offset, int64_t* from) const {
+  int64_t aim_target(const Combo& combo, const std::vector<Place>& places, int64_t* offset, int64_t* from) const {
     int64_t kept = 0;
-    for (int64_t p = task.begin; p < task.end; ++p) {
-      const std::array<int64_t, 4> at = place(p, extent);
+    for (size_t p = 0; p < places.size(); ++p) {
+      const Place& at = places[p];
       int64_t to = at[0] * g_.target.stride[0];
       bool inside = true;
       for (size_t a = 0; a < 3; ++a) {
@@ -232,7 +234,7 @@ class ChannelsRun {
       }
       if (!inside) continue;
       offset[kept] = to;
-      from[kept++] = p - task.begin;
+      from[kept++] = int64_t(p);
     }
     return kept;
   }

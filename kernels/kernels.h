@@ -59,7 +59,7 @@ static void fill_tiles(TileKernels<T>& k) {
   k.load_rows = load_rows<T>;
   k.store_run = store_run<T>;
   k.fill_run = fill_run<T>;
-  k.store_row = store_row<T>;
+  k.store_rows = store_rows<T>;
   k.store_scattered = store_scattered<T>;
   k.store_columns = store_columns<T>;
   k.pack_weights = pack_weights<T>;

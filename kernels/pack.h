@@ -158,17 +158,6 @@ static void fill_run(void* dst, int64_t ds, T value, int64_t n, DType dtype) {
   });
 }
 
-template <class S, class T>
-static inline void store_phase(const RowStore<T>& a, int64_t phase, int64_t from) {
-  const T* c = a.c[phase];
-  void* out = static_cast<char*>(a.out) + a.first[phase] * a.out_stride * int64_t(sizeof(S));
-  const int64_t step = a.step * a.out_stride;
-  if (step == 1)
-    for (int64_t i = from; i < a.count[phase]; ++i) write<S>(out, i, c[i] + a.bias);
-  else
-    for (int64_t i = from; i < a.count[phase]; ++i) write<S>(out, i * step, c[i] + a.bias);
-}
-
 // n < 4 * kLanes elements, n > 0, without a call: halves, quarters, ... of a vector.
 template <class T>
 static inline void copy_short(T* to, const T* from, int64_t n) {
@@ -233,37 +222,62 @@ static inline void store_interleaved(const T* const* c, T* out, int64_t n, T bia
     copy_short(out, reinterpret_cast<const T*>(v), Phases * n);
 }
 
-// out[first[f] + i*step] = c[f][i] + bias. Up to four neighbouring phases of a contiguous row are interleaved on vectors.
+// Rows whose phases are neighbours from `lead` on, the first n positions of each.
+template <class T, int Phases>
+static void store_neighbours(const RowStore<T>& a, int64_t lead, int64_t n) {
+  const T* c[Phases];
+  for (int f = 0; f < Phases; ++f) c[f] = a.c[(lead + f) % Phases];
+  T* out = static_cast<T*>(a.out) + a.first[lead];
+  for (int64_t r = 0; r < a.rows; ++r, out += a.row_stride) {
+    store_interleaved<T, Phases>(c, out, n, a.bias, a.stream);
+    for (int f = 0; f < Phases; ++f) c[f] += a.c_row_stride;
+  }
+}
+
+// How many positions of every phase store_neighbours can take: those that all phases have, if the phases follow each other in steps of one.
 template <class T>
-static void store_row(const RowStore<T>& a, DType dtype) {
+static inline int64_t neighbouring(const RowStore<T>& a, int64_t* lead) {
+  if (a.phases != a.step || a.out_stride != 1 || a.phases > 4) return 0;
+  int64_t n = a.count[0];
+  *lead = 0;
+  for (int64_t f = 1; f < a.phases; ++f) {
+    if (a.first[f] < a.first[*lead]) *lead = f;
+    if (a.count[f] < n) n = a.count[f];
+  }
+  for (int64_t f = 0; f < a.phases; ++f)
+    if (a.first[(*lead + f) % a.phases] != a.first[*lead] + f) return 0;
+  return n;
+}
+
+// Row r: out[r*row_stride + first[f] + i*step] = c[f][r*c_row_stride + i] + bias. Up to four neighbouring phases of contiguous rows are
+// interleaved on vectors.
+template <class T>
+static void store_rows(const RowStore<T>& a, DType dtype) {
   with_stored<T>(dtype, [&](auto s) {
     using S = decltype(s);
     int64_t done = 0;
-    const T* c[4] = {};
-    if constexpr (sizeof(S) == sizeof(T))
-      if (a.phases == a.step && a.out_stride == 1 && a.phases <= 4) {
-        // Rotated so that the phase with the first element leads; the rest follow it in steps of one.
-        int64_t lead = 0, n = a.count[0];
-        for (int64_t f = 1; f < a.phases; ++f) {
-          if (a.first[f] < a.first[lead]) lead = f;
-          if (a.count[f] < n) n = a.count[f];
-        }
-        bool neighbours = true;
-        for (int64_t f = 0; f < a.phases; ++f) {
-          const int64_t at = (lead + f) % a.phases;
-          c[f] = a.c[at];
-          neighbours = neighbours && a.first[at] == a.first[lead] + f;
-        }
-        T* out = static_cast<T*>(a.out) + a.first[lead];
-        if (neighbours) {
-          if (a.phases == 1) store_interleaved<T, 1>(c, out, n, a.bias, a.stream);
-          if (a.phases == 2) store_interleaved<T, 2>(c, out, n, a.bias, a.stream);
-          if (a.phases == 3) store_interleaved<T, 3>(c, out, n, a.bias, a.stream);
-          if (a.phases == 4) store_interleaved<T, 4>(c, out, n, a.bias, a.stream);
-          done = n;
-        }
+    if constexpr (sizeof(S) == sizeof(T)) {
+      int64_t lead = 0;
+      done = neighbouring(a, &lead);
+      if (done > 0) {
+        if (a.phases == 1) store_neighbours<T, 1>(a, lead, done);
+        if (a.phases == 2) store_neighbours<T, 2>(a, lead, done);
+        if (a.phases == 3) store_neighbours<T, 3>(a, lead, done);
+        if (a.phases == 4) store_neighbours<T, 4>(a, lead, done);
       }
-    for (int64_t f = 0; f < a.phases; ++f) store_phase<S>(a, f, done);
+    }
+    const int64_t step = a.step * a.out_stride;
+    for (int64_t f = 0; f < a.phases; ++f) {
+      if (done >= a.count[f]) continue;
+      for (int64_t r = 0; r < a.rows; ++r) {
+        const T* c = a.c[f] + r * a.c_row_stride;
+        void* out = static_cast<char*>(a.out) + (r * a.row_stride + a.first[f] * a.out_stride) * int64_t(sizeof(S));
+        if (step == 1)
+          for (int64_t i = done; i < a.count[f]; ++i) write<S>(out, i, c[i] + a.bias);
+        else
+          for (int64_t i = done; i < a.count[f]; ++i) write<S>(out, i * step, c[i] + a.bias);
+      }
+    }
   });
 }
 

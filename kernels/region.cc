@@ -181,18 +181,18 @@ void Region<T>::store(const Block& b, const Phase& d, const Phase& h, int64_t ch
     first[f] = phases[f].first + (b.from[2] + skip[f]) * step;
     count[f] = std::max<int64_t>(0, std::min(b.size[2], phases[f].count - b.from[2]) - skip[f]);
   }
-  RowStore<T> row{nullptr, target.stride[4], row_of, first, count, int64_t(n), step, 0, stream_};
-  if (g_.bias) k_.load_run(&row.bias, 1, g_.bias->at(channel * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
+  const int64_t begin = std::max<int64_t>(0, h.begin - b.from[1]), end = std::min(b.size[1], h.count - b.from[1]);
+  if (begin >= end) return;
+  RowStore<T> job{nullptr, target.stride[4], g_.axis[1].target_step * target.stride[3], row_of, p_.pitch, first, count, int64_t(n), step, end - begin, 0, stream_};
+  if (g_.bias) k_.load_run(&job.bias, 1, g_.bias->at(channel * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
+  const int64_t origin = b.image * target.stride[0] + channel * target.stride[1] + (h.first + (b.from[1] + begin) * g_.axis[1].target_step) * target.stride[3];
   const int64_t planes = p_.flat_depth ? b.size[0] : 1;
   for (int64_t plane = 0; plane < planes; ++plane) {
     const int64_t jd = b.from[0] + (p_.flat_depth ? plane : run);
     if (jd < d.begin || jd >= d.count) continue;
-    const int64_t at = b.image * target.stride[0] + channel * target.stride[1] + (d.first + jd * g_.axis[0].target_step) * target.stride[2];
-    for (int64_t i = std::max<int64_t>(0, h.begin - b.from[1]); i < b.size[1] && b.from[1] + i < h.count; ++i) {
-      for (size_t f = 0; f < n; ++f) row_of[f] = c + int64_t(f) * phase_stride + plane * p_.depth_stride + i * p_.pitch + skip[f];
-      row.out = target.at(at + (h.first + (b.from[1] + i) * g_.axis[1].target_step) * target.stride[3]);
-      k_.store_row(row, target.dtype);
-    }
+    for (size_t f = 0; f < n; ++f) row_of[f] = c + int64_t(f) * phase_stride + plane * p_.depth_stride + begin * p_.pitch + skip[f];
+    job.out = target.at(origin + (d.first + jd * g_.axis[0].target_step) * target.stride[2]);
+    k_.store_rows(job, target.dtype);
   }
 }
 

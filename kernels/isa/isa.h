@@ -62,17 +62,19 @@ struct RowsLoad {
   int64_t row_stride, stride, rows, n;
 };
 
-// One row of the output: `phases` runs of accumulators become one interleaved run of stored elements, bias added.
+// Rows of the output: in each, `phases` runs of accumulators become one interleaved run of stored elements, bias added.
 template <class T>
 struct RowStore {
-  void* out;            // the row's first element of this store
-  int64_t out_stride;   // elements
-  const T* const* c;    // [phases]
-  const int64_t* first; // [phases] index in the row of the phase's first element
-  const int64_t* count; // [phases]
-  int64_t phases, step;
+  void* out;             // the first row's first element
+  int64_t out_stride;    // elements between neighbours of a row
+  int64_t row_stride;    // elements between rows
+  const T* const* c;     // [phases] of the first row
+  int64_t c_row_stride;
+  const int64_t* first;  // [phases] index in the row of the phase's first element
+  const int64_t* count;  // [phases]
+  int64_t phases, step, rows;
   T bias;
-  bool stream;          // past the cache
+  bool stream;           // past the cache
 };
 
 // Packed weights of one column tile: dst[tap][channel][column] for `channels` channels from `src`.
@@ -107,7 +109,7 @@ struct TileKernels {
   void (*load_rows)(const RowsLoad<T>&, DType);
   void (*store_run)(void* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t n, DType);
   void (*fill_run)(void* dst, int64_t dst_stride, T value, int64_t n, DType);
-  void (*store_row)(const RowStore<T>&, DType);
+  void (*store_rows)(const RowStore<T>&, DType);
   // dst[offset[p]] = src[from[p] * src_stride] + bias
   void (*store_scattered)(void* dst, const int64_t* offset, const T* src, const int64_t* from, int64_t src_stride, int64_t n, T bias, DType);
   // dst[offset[m]] = src[m] + bias[m]; contiguous: offset[m] = offset[0] + m
