@@ -65,7 +65,7 @@ TileShape tile_shape(const TileKernels<T>& k, int64_t columns, int64_t positions
     for (int64_t rows = 1; rows <= kMaxPointerRows && rows <= positions; ++rows) {
       if (!k.pointer[vectors][rows]) continue;
       const double tiles = double(ceil_div(positions, rows)) / double(positions);
-      const double cycles = double(ceil_div(columns, vectors * k.lanes)) * step_cycles(rows, vectors, 1) * tiles;
+      const double cycles = double(ceil_div(columns, vectors * k.lanes)) * step_cycles(rows, vectors, 1, k.lanes * int64_t(sizeof(T))) * tiles;
       if (cycles < best.cycles) best = {rows, vectors, cycles};
     }
   return best;

@@ -9,23 +9,35 @@ namespace tconv3d {
 
 namespace {
 
-// Writes the bias where no tap reaches: phases without taps (kernel < stride, common factors of stride and dilation).
+// For every target of an axis: does a phase of the plan reach it?
+std::vector<char> reached_targets(const AxisPlan& a) {
+  std::vector<char> reached(size_t(a.target_size), 0);
+  for (const Phase& p : a.phases)
+    for (int64_t j = 0; j < p.count; ++j) reached[size_t(p.first + j * a.target_step)] = 1;
+  return reached;
+}
+
+// Writes the bias into the rows that no tap reaches (kernel < stride, common factors of stride and dilation); into all rows where the plan
+// leaves gaps within rows, or where there is no plan.
 template <class T>
-void fill_bias(const Gather& g, const Options& options, const Kernels& kernels) {
+void fill_bias(const Gather& g, bool all, const Options& options, const Kernels& kernels) {
   const TileKernels<T>& k = tiles<T>(kernels);
   const int64_t channels = g.groups * g.columns, depth = g.axis[0].target_size, rows = g.axis[1].target_size, width = g.axis[2].target_size;
   const View& t = g.target;
-  const bool dense = t.stride[4] == 1 && t.stride[3] == width;
+  const std::vector<char> depth_reached = reached_targets(g.axis[0]), row_reached = reached_targets(g.axis[1]);
   const auto fill = [&](int64_t task, int) {
     const int64_t d = task % depth, channel = task / depth % channels, image = task / depth / channels;
+    const bool whole_plane = all || !depth_reached[size_t(d)];
+    if (!whole_plane && g.axis[1].covered) return;
     T bias = 0;
     if (g.bias) k.load_run(&bias, 1, g.bias->at(channel * g.bias->stride[0]), 1, 1, g.bias->dtype);
     const int64_t plane = image * t.stride[0] + channel * t.stride[1] + d * t.stride[2];
-    if (dense) {
+    if (whole_plane && t.stride[4] == 1 && t.stride[3] == width) {
       k.fill_run(t.at(plane), 1, bias, rows * width, t.dtype);
       return;
     }
-    for (int64_t h = 0; h < rows; ++h) k.fill_run(t.at(plane + h * t.stride[3]), t.stride[4], bias, width, t.dtype);
+    for (int64_t h = 0; h < rows; ++h)
+      if (whole_plane || !row_reached[size_t(h)]) k.fill_run(t.at(plane + h * t.stride[3]), t.stride[4], bias, width, t.dtype);
   };
   parallel_for(g.batch * channels * depth, options.threads, fill, options.stop);
 }
@@ -81,7 +93,7 @@ std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, 
   bool reached = p.in_channels > 0 && p.out_channels > 0 && p.batch > 0;
   fresh->covered = true;
   for (size_t a = 0; a < 3; ++a) {
-    fresh->axis[a] = direction == Direction::forward ? forward_axis(p.axis[a]) : input_grad_axis(p.axis[a]);
+    fresh->axis[a] = direction == Direction::forward ? forward_axis(p.axis[a], a == 2) : input_grad_axis(p.axis[a]);
     reached = reached && fresh->axis[a].source_size > 0 && fresh->axis[a].positions > 0;
     fresh->covered = fresh->covered && fresh->axis[a].covered;
   }
@@ -97,7 +109,7 @@ void run(const Problem& p, Direction direction, const View& source, const View& 
   // Held here: a signal handler that runs during the call may plan another layer on this thread.
   const std::shared_ptr<const KeptPlan> kept = plan_for<T>(p, direction, source, w, target, options, kernels);
   const Gather g = gather(p, direction, kept->axis, source, w, target, bias);
-  if (!kept->covered) fill_bias<T>(g, options, kernels);
+  if (!kept->covered) fill_bias<T>(g, !kept->plan || !kept->axis[2].covered, options, kernels);
   int64_t taps = 1;  // of the phase with the most
   for (const Axis& a : p.axis) taps *= direction == Direction::forward ? ceil_div(a.kernel, a.stride) : a.kernel;
   if (kept->plan) kept->plan->run(g, options, kernels, channel_chunk(taps));

@@ -43,7 +43,7 @@ struct Phase {
 constexpr int64_t kMostEmptyPhases = 8;
 
 struct AxisPlan {
-  std::vector<Phase> phases;  // those with targets; without taps only where they are few
+  std::vector<Phase> phases;  // those with taps and targets, and along w a few without taps
   int64_t positions = 0;      // the longest phase
   int64_t source_size = 0, source_step = 1, target_size = 0, target_step = 1;
   bool covered = true;        // every target belongs to a phase
@@ -53,7 +53,8 @@ inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b != 0 && (
 inline int64_t floor_mod(int64_t a, int64_t b) { return a - floor_div(a, b) * b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
 
-inline AxisPlan forward_axis(const Axis& a) {
+// `whole_rows`: targets that no tap reaches become phases without taps, so that rows along this axis are stored once and whole.
+inline AxisPlan forward_axis(const Axis& a, bool whole_rows) {
   AxisPlan plan;
   plan.source_size = a.input;
   plan.target_size = a.output;
@@ -71,10 +72,8 @@ inline AxisPlan forward_axis(const Axis& a) {
     }
     plan.phases[at->second].taps.push_back({k, (first + a.crop - k * a.dilation) / a.stride, 0});
   }
-  // Outputs that no tap reaches (kernel < stride, common factors of stride and dilation) are phases without taps, so that rows are still
-  // stored once and whole; of a long stride they would be too many.
   plan.covered = reached == a.output;
-  if (!plan.covered && a.stride <= kMostEmptyPhases) {
+  if (!plan.covered && whole_rows && a.stride <= kMostEmptyPhases) {
     for (int64_t first = 0; first < std::min(a.stride, a.output); ++first)
       if (!phase_of.count(first)) {
         plan.phases.push_back({first, (a.output - 1 - first) / a.stride + 1, {}, 0});

@@ -63,8 +63,9 @@ void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernel
       double cycles = 0;
       for (const Phase& d : g.axis[0].phases)
         for (const auto& h : h_groups(g, p.phases_h)) {
-          cycles += kTileCall + double(vectors * columns * p.phases_h * 2);
-          for_each_step(d, h, g.axis[2].phases, [&](const Tap&, size_t, size_t, int rows_h, int rows_w) { cycles += double(g.channels) * step_cycles(rows_h * rows_w * columns, vectors, loads); });
+          const double accumulators = double(p.phases_h * 2 * columns * p.region.run) * sizeof(T), spilled = accumulators > kFirstLevelBytes ? kSpilledVector : 0;
+          cycles += kTileCall + double(vectors * columns * p.phases_h * 2) * (1 + spilled);
+          for_each_step(d, h, g.axis[2].phases, [&](const Tap&, size_t, size_t, int rows_h, int rows_w) { cycles += double(g.channels) * step_cycles(rows_h * rows_w * columns, vectors, loads, k.lanes * int64_t(sizeof(T))); });
         }
       cycles *= double(p.region.runs() * ceil_div(p.region.run, vectors * k.lanes) * (g.columns / columns));
       if (cycles < best) {

@@ -38,7 +38,7 @@ double transfer_cycles(const Gather& g, const Work& work, const RegionPlan& p) {
   const double rows_packed = double(p.packing[0].length(p.block[0]) * p.packing[1].length(p.block[1]) * int64_t(p.packing[2].segments.size()) * g.channels);
   const double pack = rows_packed * (kRowCall + kPackedElement * double(p.pitch) * double(g.axis[2].source_step));
   const double rows_stored = double(p.block[0] * p.block[1] * g.columns * work.combos / work.row_phases);
-  return pack + rows_stored * (kRowCall + kPackedElement * double(p.block[2] * work.row_phases) * (g.axis[2].target_step > 4 ? 4 : 1));
+  return kTaskCall + pack + rows_stored * (kRowCall + kPackedElement * double(p.block[2] * work.row_phases) * (g.axis[2].target_step > 4 ? 4 : 1));
 }
 
 std::array<std::vector<int64_t>, 3> block_sizes(const Gather& g, int64_t lanes) {

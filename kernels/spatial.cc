@@ -29,7 +29,8 @@ void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKerne
     const int64_t count = ceil_div(g.columns, rows);
     rows = ceil_div(g.columns, count);
     const double visits = double(p.region.runs() * ceil_div(p.region.run, vectors * k.lanes));
-    const double tile = double(work.taps * g.channels) * step_cycles(rows, vectors, loads) + double(work.combos) * (kTileCall + double(rows * vectors));
+    const double accumulators = double(work.row_phases * rows * p.region.run) * sizeof(T), spilled = accumulators > kFirstLevelBytes ? kSpilledVector : 0;
+    const double tile = double(work.taps * g.channels) * step_cycles(rows, vectors, loads, k.lanes * int64_t(sizeof(T))) + double(work.combos) * (kTileCall + double(rows * vectors) * (1 + spilled));
     if (visits * tile * double(count) < best) {
       best = visits * tile * double(count);
       p.vectors = vectors;
@@ -39,7 +40,8 @@ void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKerne
   const double spill = double(p.region.size) * sizeof(T) > 0.6 * double(cache_bytes()) ? 1.5 : 1.0;
   // Edge blocks hold fewer positions but run nearly as long: count whole blocks.
   const int64_t tasks = p.region.tasks(g);
-  p.cycles = parallel_cycles(double(tasks) * (best * spill + transfer_cycles(g, work, p.region)), tasks, threads);
+  const double panels = panel_cycles(double(g.columns * g.channels * work.taps) * sizeof(T));
+  p.cycles = parallel_cycles(double(tasks) * (best * spill + panels + transfer_cycles(g, work, p.region)), tasks, threads);
 }
 
 template <class T>

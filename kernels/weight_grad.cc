@@ -70,7 +70,7 @@ class WeightGrad {
     double best = 1e300;
     for (int64_t v = 1; v <= kVectors; ++v)
       for (int64_t r = 1; r <= kMaxPointerRows && r <= rows; ++r)
-        if (k_.pointer[v][r]) best = std::min(best, double(ceil_div(rows, r) * ceil_div(lanes, v * k_.lanes)) * step_cycles(r, v, 1));
+        if (k_.pointer[v][r]) best = std::min(best, double(ceil_div(rows, r) * ceil_div(lanes, v * k_.lanes)) * step_cycles(r, v, 1, k_.lanes * int64_t(sizeof(T))));
     return best;
   }
 
@@ -79,7 +79,7 @@ class WeightGrad {
     for (int64_t v = 1; v <= kVectors; ++v)
       for (int64_t r = 1; r <= kMaxPointerRows && r <= rows; ++r) {
         if (!k_.pointer[v][r]) continue;
-        const double cycles = double(ceil_div(rows, r) * ceil_div(lanes, v * k_.lanes)) * step_cycles(r, v, 1);
+        const double cycles = double(ceil_div(rows, r) * ceil_div(lanes, v * k_.lanes)) * step_cycles(r, v, 1, k_.lanes * int64_t(sizeof(T)));
         if (cycles < best) best = cycles, tile_rows_ = r, tile_vectors_ = v;
       }
   }

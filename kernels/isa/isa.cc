@@ -20,11 +20,17 @@ namespace {
 struct Entry {
   const char* name;
   bool runs;
-  Kernels (*table)();
+  const Kernels* (*kernels)();
 };
 
+template <Kernels (*table)()>
+const Kernels* made_once() {
+  static const Kernels kernels = table();
+  return &kernels;
+}
+
 const Entry kEntries[] = {
-#define X(name, runs) {#name, bool(runs), name::table},
+#define X(name, runs) {#name, bool(runs), made_once<name::table>},
 #include "isa.inc"
 #undef X
 };
@@ -48,16 +54,15 @@ const Entry* preferred() {
 
 std::atomic<const Kernels*> active{nullptr};
 
-void activate(const Entry* e) { active.store(new Kernels(e->table())); }  // kept for ever: a running call may hold the old one
-
 }  // namespace
 
 const Kernels& active_kernels() {
-  if (!active.load(std::memory_order_acquire)) activate(preferred());
-  return *active.load(std::memory_order_acquire);
+  const Kernels* found = active.load(std::memory_order_acquire);
+  if (!found) active.store(found = preferred()->kernels(), std::memory_order_release);
+  return *found;
 }
 
-void set_active_kernels(const char* name) { activate(find(name)); }
+void set_active_kernels(const char* name) { active.store(find(name)->kernels(), std::memory_order_release); }
 
 const char* available_isa(int index) {
   for (const Entry& e : kEntries)
