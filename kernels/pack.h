@@ -158,18 +158,6 @@ static void fill_run(void* dst, int64_t ds, T value, int64_t n, DType dtype) {
   });
 }
 
-// n < 4 * kLanes elements, n > 0, without a call: halves, quarters, ... of a vector.
-template <class T>
-static inline void copy_short(T* to, const T* from, int64_t n) {
-  for (; n >= kLanes<T>; n -= kLanes<T>, to += kLanes<T>, from += kLanes<T>) store<T>(to, load<T>(from));
-#pragma GCC unroll 4
-  for (int part = kLanes<T> / 2; part; part /= 2)
-    if (n & part) {
-      for (int i = 0; i < part; ++i) to[i] = from[i];
-      to += part, from += part;
-    }
-}
-
 // kLanes positions of `Phases` neighbouring phases, bias added, as Phases * kLanes consecutive elements.
 template <class T, int Phases>
 static inline void interleave(const T* const* c, int64_t i, T bias, Vec<T> (&out)[Phases]) {
@@ -193,91 +181,88 @@ static inline void interleave(const T* const* c, int64_t i, T bias, Vec<T> (&out
   }
 }
 
-// n positions of a row whose `Phases` phases are neighbours in order. Streamed where whole lines can go past the cache.
+// `elements` of a row whose `Phases` phases are neighbours in order; the last position may lack its last phases. Streamed where whole lines can
+// go past the cache. The accumulators are read in whole vectors, past the last position.
 template <class T, int Phases>
-static inline void store_interleaved(const T* const* c, T* out, int64_t n, T bias, bool stream) {
+static inline void store_interleaved(const T* const* c, T* out, int64_t elements, T bias, bool stream) {
+  constexpr int64_t kStep = Phases * kLanes<T>;
   int64_t i = 0;
-  if (stream && uintptr_t(out) % (Phases * sizeof(T)) == 0) {
-    for (; i < n && uintptr_t(out + Phases * i) % TCONV3D_VECTOR_BYTES; ++i)
-      for (int f = 0; f < Phases; ++f) out[Phases * i + f] = c[f][i] + bias;
-    for (; i + kLanes<T> <= n; i += kLanes<T>) {
-      Vec<T> v[Phases];
+  Vec<T> v[Phases];
+  if (stream && uintptr_t(out) % TCONV3D_VECTOR_BYTES == 0)
+    for (; Phases * i + kStep <= elements; i += kLanes<T>) {
       interleave<T, Phases>(c, i, bias, v);
       for (int p = 0; p < Phases; ++p) store_past_cache<T>(out + Phases * i + p * kLanes<T>, v[p]);
     }
-  }
-  for (; i + kLanes<T> <= n; i += kLanes<T>) {
-    Vec<T> v[Phases];
+  for (; Phases * i + kStep <= elements; i += kLanes<T>) {
     interleave<T, Phases>(c, i, bias, v);
     for (int p = 0; p < Phases; ++p) store<T>(out + Phases * i + p * kLanes<T>, v[p]);
   }
-  if (i == n) return;
-  // The tail: once more the last full vector where there is one, else by way of a buffer. The accumulators may be read past n.
-  const int64_t from = n >= kLanes<T> ? n - kLanes<T> : 0;
-  Vec<T> v[Phases];
-  interleave<T, Phases>(c, from, bias, v);
-  if (n >= kLanes<T>)
-    for (int p = 0; p < Phases; ++p) store<T>(out + Phases * from + p * kLanes<T>, v[p]);
-  else
-    copy_short(out, reinterpret_cast<const T*>(v), Phases * n);
+  int64_t rest = elements - Phases * i;
+  if (rest <= 0) return;
+  interleave<T, Phases>(c, i, bias, v);
+  out += Phases * i;
+  for (int p = 0; p < Phases && rest > 0; ++p, out += kLanes<T>, rest -= kLanes<T>) {
+    if (rest >= kLanes<T>)
+      store<T>(out, v[p]);
+    else
+      store_first<T>(out, v[p], rest);
+  }
 }
 
-// Rows whose phases are neighbours from `lead` on, the first n positions of each.
+// Rows whose phases are neighbours from `lead` on: `elements` in each row.
 template <class T, int Phases>
-static void store_neighbours(const RowStore<T>& a, int64_t lead, int64_t n) {
+static void store_neighbours(const RowStore<T>& a, int64_t lead, int64_t elements) {
   const T* c[Phases];
   for (int f = 0; f < Phases; ++f) c[f] = a.c[(lead + f) % Phases];
   T* out = static_cast<T*>(a.out) + a.first[lead];
   for (int64_t r = 0; r < a.rows; ++r, out += a.row_stride) {
-    store_interleaved<T, Phases>(c, out, n, a.bias, a.stream);
+    store_interleaved<T, Phases>(c, out, elements, a.bias, a.stream);
     for (int f = 0; f < Phases; ++f) c[f] += a.c_row_stride;
   }
 }
 
-// How many positions of every phase store_neighbours can take: those that all phases have, if the phases follow each other in steps of one.
+// The elements of a row without gaps: where up to four phases follow each other in steps of one, and only the last position may lack phases, the
+// last ones. Else 0.
 template <class T>
-static inline int64_t neighbouring(const RowStore<T>& a, int64_t* lead) {
+static inline int64_t whole_row(const RowStore<T>& a, int64_t* lead) {
   if (a.phases != a.step || a.out_stride != 1 || a.phases > 4) return 0;
-  int64_t n = a.count[0];
   *lead = 0;
-  for (int64_t f = 1; f < a.phases; ++f) {
+  for (int64_t f = 1; f < a.phases; ++f)
     if (a.first[f] < a.first[*lead]) *lead = f;
-    if (a.count[f] < n) n = a.count[f];
+  int64_t elements = 0;
+  for (int64_t f = 0; f < a.phases; ++f) elements += a.count[f];
+  for (int64_t f = 0; f < a.phases; ++f) {
+    const int64_t at = (*lead + f) % a.phases;
+    if (a.first[at] != a.first[*lead] + f || a.count[at] != (elements - f + a.phases - 1) / a.phases) return 0;
   }
-  for (int64_t f = 0; f < a.phases; ++f)
-    if (a.first[(*lead + f) % a.phases] != a.first[*lead] + f) return 0;
-  return n;
+  return elements;
 }
 
-// Row r: out[r*row_stride + first[f] + i*step] = c[f][r*c_row_stride + i] + bias. Up to four neighbouring phases of contiguous rows are
-// interleaved on vectors.
+// Row r: out[r*row_stride + first[f] + i*step] = c[f][r*c_row_stride + i] + bias. Rows without gaps are interleaved on vectors.
 template <class T>
 static void store_rows(const RowStore<T>& a, DType dtype) {
   with_stored<T>(dtype, [&](auto s) {
     using S = decltype(s);
-    int64_t done = 0;
     if constexpr (sizeof(S) == sizeof(T)) {
       int64_t lead = 0;
-      done = neighbouring(a, &lead);
-      if (done > 0) {
-        if (a.phases == 1) store_neighbours<T, 1>(a, lead, done);
-        if (a.phases == 2) store_neighbours<T, 2>(a, lead, done);
-        if (a.phases == 3) store_neighbours<T, 3>(a, lead, done);
-        if (a.phases == 4) store_neighbours<T, 4>(a, lead, done);
+      if (const int64_t elements = whole_row(a, &lead)) {
+        if (a.phases == 1) store_neighbours<T, 1>(a, lead, elements);
+        if (a.phases == 2) store_neighbours<T, 2>(a, lead, elements);
+        if (a.phases == 3) store_neighbours<T, 3>(a, lead, elements);
+        if (a.phases == 4) store_neighbours<T, 4>(a, lead, elements);
+        return;
       }
     }
     const int64_t step = a.step * a.out_stride;
-    for (int64_t f = 0; f < a.phases; ++f) {
-      if (done >= a.count[f]) continue;
+    for (int64_t f = 0; f < a.phases; ++f)
       for (int64_t r = 0; r < a.rows; ++r) {
         const T* c = a.c[f] + r * a.c_row_stride;
         void* out = static_cast<char*>(a.out) + (r * a.row_stride + a.first[f] * a.out_stride) * int64_t(sizeof(S));
         if (step == 1)
-          for (int64_t i = done; i < a.count[f]; ++i) write<S>(out, i, c[i] + a.bias);
+          for (int64_t i = 0; i < a.count[f]; ++i) write<S>(out, i, c[i] + a.bias);
         else
-          for (int64_t i = done; i < a.count[f]; ++i) write<S>(out, i * step, c[i] + a.bias);
+          for (int64_t i = 0; i < a.count[f]; ++i) write<S>(out, i * step, c[i] + a.bias);
       }
-    }
   });
 }
 

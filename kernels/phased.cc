@@ -56,6 +56,8 @@ std::vector<std::vector<const Phase*>> h_groups(const Gather& g, int64_t phases_
 template <class T>
 void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernels<T>& k, int threads) {
   const double loads = loads_per_vector<T>(k.lanes);
+  // A small region stays in the first-level cache.
+  const int64_t lane_bytes = double(p.region.size) * sizeof(T) < kFirstLevelBytes ? 0 : k.lanes * int64_t(sizeof(T));
   double best = std::numeric_limits<double>::infinity();
   for (int64_t columns = 1; columns <= 2 && g.columns % columns == 0; ++columns)
     for (int64_t vectors = 1; vectors <= kMaxVectors; ++vectors) {
@@ -65,7 +67,7 @@ void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernel
         for (const auto& h : h_groups(g, p.phases_h)) {
           const double accumulators = double(p.phases_h * 2 * columns * p.region.run) * sizeof(T), spilled = accumulators > kFirstLevelBytes ? kSpilledVector : 0;
           cycles += kTileCall + double(vectors * columns * p.phases_h * 2) * (1 + spilled);
-          for_each_step(d, h, g.axis[2].phases, [&](const Tap&, size_t, size_t, int rows_h, int rows_w) { cycles += double(g.channels) * step_cycles(rows_h * rows_w * columns, vectors, loads, k.lanes * int64_t(sizeof(T))); });
+          for_each_step(d, h, g.axis[2].phases, [&](const Tap&, size_t, size_t, int rows_h, int rows_w) { cycles += double(g.channels) * step_cycles(rows_h * rows_w * columns, vectors, loads, lane_bytes); });
         }
       cycles *= double(p.region.runs() * ceil_div(p.region.run, vectors * k.lanes) * (g.columns / columns));
       if (cycles < best) {

@@ -21,6 +21,8 @@ class SpatialPlan : public Plan {
 template <class T>
 void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKernels<T>& k, int threads) {
   const double loads = loads_per_vector<T>(k.lanes);
+  // A small region stays in the first-level cache.
+  const int64_t lane_bytes = double(p.region.size) * sizeof(T) < kFirstLevelBytes ? 0 : k.lanes * int64_t(sizeof(T));
   double best = std::numeric_limits<double>::infinity();
   for (int64_t vectors = 1; vectors <= kMaxVectors; ++vectors) {
     int64_t rows = std::min<int64_t>(g.columns, kMaxRows);
@@ -30,7 +32,7 @@ void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKerne
     rows = ceil_div(g.columns, count);
     const double visits = double(p.region.runs() * ceil_div(p.region.run, vectors * k.lanes));
     const double accumulators = double(work.row_phases * rows * p.region.run) * sizeof(T), spilled = accumulators > kFirstLevelBytes ? kSpilledVector : 0;
-    const double tile = double(work.taps * g.channels) * step_cycles(rows, vectors, loads, k.lanes * int64_t(sizeof(T))) + double(work.combos) * (kTileCall + double(rows * vectors) * (1 + spilled));
+    const double tile = double(work.taps * g.channels) * step_cycles(rows, vectors, loads, lane_bytes) + double(work.combos) * (kTileCall + double(rows * vectors) * (1 + spilled));
     if (visits * tile * double(count) < best) {
       best = visits * tile * double(count);
       p.vectors = vectors;

@@ -6,6 +6,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace tconv3d {
 namespace TCONV3D_ISA {
@@ -16,8 +19,6 @@ struct VectorOf {
 };
 template <class T>
 using Vec = typename VectorOf<T>::type;
-
-using IntegerVec = Vec<long long>;
 
 template <class T>
 constexpr int kLanes = TCONV3D_VECTOR_BYTES / int(sizeof(T));
@@ -39,13 +40,33 @@ static inline void store(T* p, Vec<T> v) {
 template <class T>
 static inline void store_past_cache(T* p, Vec<T> v) {
 #if defined(__AVX512F__)
-  __builtin_ia32_movntdq512(reinterpret_cast<IntegerVec*>(p), reinterpret_cast<IntegerVec>(v));
+  _mm512_stream_ps(reinterpret_cast<float*>(p), reinterpret_cast<__m512>(v));
 #elif defined(__AVX__)
-  __builtin_ia32_movntdq256(reinterpret_cast<IntegerVec*>(p), reinterpret_cast<IntegerVec>(v));
+  _mm256_stream_ps(reinterpret_cast<float*>(p), reinterpret_cast<__m256>(v));
 #elif defined(__SSE2__)
-  __builtin_ia32_movntdq(reinterpret_cast<IntegerVec*>(p), reinterpret_cast<IntegerVec>(v));
+  _mm_stream_ps(reinterpret_cast<float*>(p), reinterpret_cast<__m128>(v));
 #else
   store<T>(p, v);
+#endif
+}
+
+// The first n lanes, 0 < n <= kLanes, and no byte past them.
+template <class T>
+static inline void store_first(T* p, Vec<T> v, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), reinterpret_cast<__m512>(v));
+  else
+    _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), reinterpret_cast<__m512d>(v));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4)
+    _mm256_maskstore_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)), reinterpret_cast<__m256>(v));
+  else
+    _mm256_maskstore_pd(p, _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)), reinterpret_cast<__m256d>(v));
+#else
+  T buffer[kLanes<T>];
+  store<T>(buffer, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
 #endif
 }
 
