@@ -7,6 +7,8 @@ complex numbers as twice the real channels, and arrays that the extension cannot
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -22,6 +24,9 @@ Dtype = np.dtype[Any]
 # Below a mebibyte the allocator of NumPy is faster and its memory is warm; above, fresh pages cost more than many a layer's arithmetic.
 _POOLED_BYTES = 1 << 20
 
+# True once a person has named a count, which then outranks the count of the framework that calls.
+_threads_were_named = bool(os.environ.get("TCONV3D_NUM_THREADS"))
+
 get_num_threads = _core.get_num_threads
 instruction_sets = _core.instruction_sets
 active_instruction_set = _core.active_instruction_set
@@ -30,8 +35,8 @@ active_instruction_set = _core.active_instruction_set
 def set_num_threads(n: int) -> None:
     """Set the number of threads that a call uses, 1 to 256.
 
-    The default is ``TCONV3D_NUM_THREADS``, else the processors that affinity and the cgroup quota leave. Results have the same bits for
-    any count.
+    The default is ``TCONV3D_NUM_THREADS``; else, under a framework that has a count of its own, that count, and
+    otherwise the processors that affinity and the cgroup quota leave. Results have the same bits for any count.
 
     Raises
         ValueError: n is outside 1 to 256.
@@ -48,7 +53,9 @@ def set_num_threads(n: int) -> None:
         raise TypeError(f"set_num_threads: n = {n!r} is a {type(n).__name__}; give an int from 1 to 256")
     if not 1 <= n <= 256:
         raise ValueError(f"set_num_threads: n = {n} is outside 1 to 256; give a count in that range")
+    global _threads_were_named
     _core.set_num_threads(int(n))
+    _threads_were_named = True
 
 
 def show_config() -> str:
@@ -244,3 +251,31 @@ def _joined(real: Array, dtype: Dtype, groups: int) -> Array:
     out = np.empty((real.shape[0], real.shape[1] // 2, *real.shape[2:]), dtype.newbyteorder("="))
     _join_complex(real, out, groups)
     return out
+
+
+# Addresses: a tensor of another framework comes as its address and its strides in elements, since importing one through
+# a buffer protocol costs more than a small layer. The caller has checked device, dtype, shapes and alignment, and keeps
+# the tensors alive. Each operation takes
+#     (dtype, (address,) * 3, strides, strides, strides, bias address or 0, input shape, weight shape,
+#      *geometry_at(geometry), threads, PackedPanels or None)
+# with the arrays in the order input, weight, output; grad_output, weight, grad_input; input, grad_output, grad_weight.
+# The elements of the bias are neighbors.
+
+PackedPanels = _core.PackedPanels
+DTYPES_AT = {name: getattr(_core.DType, name) for name in ("float16", "bfloat16", "float32", "float64")}
+POOLED_BYTES = _POOLED_BYTES
+
+forward_at = partial(_core.run_at, _core.Op.forward)
+input_grad_at = partial(_core.run_at, _core.Op.input_grad)
+weight_grad_at = partial(_core.run_at, _core.Op.weight_grad)
+pooled_at = _core.empty  # (shape, "float32" | "float64" | "uint16") -> array from the pool of output buffers
+
+
+def geometry_at(geometry: Geometry) -> tuple[Triple, Triple, Triple, Triple, int]:
+    """Return the geometry in the order of the functions above."""
+    return geometry.output_size, *_geometry_arguments(geometry)
+
+
+def threads_at(framework_count: int) -> int:
+    """Return the count to pass: the framework's own, or 0, which is ours, where a person named one."""
+    return 0 if _threads_were_named else framework_count

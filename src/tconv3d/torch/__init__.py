@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The face for PyTorch: its layer and its function, on this library's engine.
+
+    import tconv3d.torch as nn            # instead of: import torch.nn as nn
+    up = nn.ConvTranspose3d(64, 32, 4, stride=2, padding=1)
+
+Eager calls on plain CPU tensors of float16, bfloat16, float32 and float64 run here, forward and backward. Everything
+else (other devices and dtypes, tracing, compiling, autocast, torch.func, forward-mode derivatives, calls under a mode
+such as torch.set_default_device) goes to PyTorch's own operator, with the same meaning.
+"""
+
+from __future__ import annotations
+
+from . import functional
+from .layers import ConvTranspose3d, freeze, thaw
+
+__all__ = ["ConvTranspose3d", "freeze", "functional", "thaw"]
