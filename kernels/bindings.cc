@@ -94,7 +94,8 @@ Options options_of(int threads, Family family, PackedPanels* packed) {
 using Shape = std::array<int64_t, 5>;
 View view_at(uintptr_t data, const Shape& stride, DType dtype) { return {reinterpret_cast<void*>(data), dtype, stride}; }
 
-Problem problem_at(const Shape& input, const Shape& weight, const Sizes& output, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups) {
+Problem problem_at(const Shape& input, const Shape& weight, const Sizes& output, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
+                   int64_t groups) {
   require(groups > 0, "groups is positive");
   Problem p{input[0], groups, weight[0], weight[1] * groups, {}};
   require(input[1] == p.in_channels && p.in_channels % groups == 0, "channels agree");
@@ -128,8 +129,8 @@ void advise(const Output& y) {
   if (y.nbytes() >= kAdviseBytes) advise_huge(y.data(), y.nbytes());
 }
 
-void py_forward(const Input& x, const Input& w, const std::optional<Input>& bias, const Output& y, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
-                int64_t groups, int threads, PackedPanels* packed, Family family) {
+void py_forward(const Input& x, const Input& w, const std::optional<Input>& bias, const Output& y, const Sizes& stride, const Sizes& dilation,
+                const Sizes& crop, int64_t groups, int threads, PackedPanels* packed, Family family) {
   const Problem p = problem_of(x, w, y, stride, dilation, crop, groups);
   const View vx = view_of(x, 5), vw = view_of(w, 5), vy = view_of(y, 5);
   View vb{};
@@ -142,8 +143,8 @@ void py_forward(const Input& x, const Input& w, const std::optional<Input>& bias
   without_gil([&] { forward(p, vx, vw, bias ? &vb : nullptr, vy, o); });
 }
 
-void py_input_grad(const Input& gy, const Input& w, const Output& gx, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups, int threads,
-                   PackedPanels* packed, Family family) {
+void py_input_grad(const Input& gy, const Input& w, const Output& gx, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups,
+                   int threads, PackedPanels* packed, Family family) {
   const Problem p = problem_of(gx, w, gy, stride, dilation, crop, groups);
   const View vgy = view_of(gy, 5), vw = view_of(w, 5), vgx = view_of(gx, 5);
   const Options o = options_of(threads, family, packed);
@@ -151,7 +152,8 @@ void py_input_grad(const Input& gy, const Input& w, const Output& gx, const Size
   without_gil([&] { input_grad(p, vgy, vw, vgx, o); });
 }
 
-void py_weight_grad(const Input& x, const Input& gy, const Output& gw, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups, int threads) {
+void py_weight_grad(const Input& x, const Input& gy, const Output& gw, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups,
+                    int threads) {
   const Problem p = problem_of(x, gw, gy, stride, dilation, crop, groups);
   const View vx = view_of(x, 5), vgy = view_of(gy, 5), vgw = view_of(gw, 5);
   const Options o = options_of(threads, Family::automatic, nullptr);
@@ -159,7 +161,8 @@ void py_weight_grad(const Input& x, const Input& gy, const Output& gw, const Siz
 }
 
 void py_bias_grad(const Input& gy, const Output& gb, int threads) {
-  require(gy.ndim() == 5 && gb.ndim() == 1 && gb.shape(0) == gy.shape(1) && dtype_of(gy) == dtype_of(gb), "grad_output has rank 5, grad_bias one element per channel");
+  require(gy.ndim() == 5 && gb.ndim() == 1 && gb.shape(0) == gy.shape(1) && dtype_of(gy) == dtype_of(gb),
+          "grad_output has rank 5, grad_bias one element per channel");
   Problem p{int64_t(gy.shape(0)), 1, 1, int64_t(gy.shape(1)), {}};
   for (size_t a = 0; a < 3; ++a) p.axis[a] = {1, 1, 1, 1, 0, int64_t(gy.shape(a + 2))};
   const View vgy = view_of(gy, 5), vgb = view_of(gb, 1);
@@ -171,8 +174,9 @@ void py_bias_grad(const Input& gy, const Output& gb, int threads) {
 // of input_grad (grad_output, weight, grad_input), of weight_grad (input, grad_output, grad_weight).
 enum class Op : int { forward, input_grad, weight_grad };
 
-void run_at(Op op, DType dtype, std::array<uintptr_t, 3> data, Shape stride0, Shape stride1, Shape stride2, uintptr_t bias, const Shape& input_shape, const Shape& weight_shape,
-            const Sizes& output_size, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups, int threads, PackedPanels* packed) {
+void run_at(Op op, DType dtype, std::array<uintptr_t, 3> data, Shape stride0, Shape stride1, Shape stride2, uintptr_t bias, const Shape& input_shape,
+            const Shape& weight_shape, const Sizes& output_size, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups, int threads,
+            PackedPanels* packed) {
   const Problem p = problem_at(input_shape, weight_shape, output_size, stride, dilation, crop, groups);
   const View a = view_at(data[0], stride0, dtype), b = view_at(data[1], stride1, dtype), c = view_at(data[2], stride2, dtype);
   const View vb{reinterpret_cast<void*>(bias), dtype, {1}};
@@ -190,6 +194,9 @@ void run_at(Op op, DType dtype, std::array<uintptr_t, 3> data, Shape stride0, Sh
 }  // namespace
 
 NB_MODULE(_core, m) {
+  // While no other thread can be here: a fork in the middle of a first call would leave the child waiting for what that call was making.
+  start_pool();
+  start_stores();
   m.doc() = "The compiled engine of tconv3d. Use tconv3d itself: this module's functions take arguments that were checked already.";
   nb::class_<PackedPanels>(m, "PackedPanels", "Packed weights, kept by the layout that each plan asked for.").def(nb::init<>());
   nb::enum_<Family>(m, "Family", "What lies on the lanes and rows of a register tile; all give the same bits.")
@@ -215,19 +222,23 @@ NB_MODULE(_core, m) {
       .value("float32", DType::float32)
       .value("float64", DType::float64);
   nb::enum_<Op>(m, "Op", "Operations of run_at.").value("forward", Op::forward).value("input_grad", Op::input_grad).value("weight_grad", Op::weight_grad);
-  m.def("run_at", &run_at, nb::arg("op"), nb::arg("dtype"), nb::arg("data"), nb::arg("stride0"), nb::arg("stride1"), nb::arg("stride2"), nb::arg("bias"), nb::arg("input_shape"),
-        nb::arg("weight_shape"), nb::arg("output_size"), nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"), nb::arg("threads") = 0,
-        nb::arg("packed").none() = nb::none(), "The operations on addresses and strides (in elements), for tensors of other frameworks.");
+  m.def("run_at", &run_at, nb::arg("op"), nb::arg("dtype"), nb::arg("data"), nb::arg("stride0"), nb::arg("stride1"), nb::arg("stride2"), nb::arg("bias"),
+        nb::arg("input_shape"), nb::arg("weight_shape"), nb::arg("output_size"), nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"),
+        nb::arg("groups"), nb::arg("threads") = 0, nb::arg("packed").none() = nb::none(),
+        "The operations on addresses and strides (in elements), for tensors of other frameworks.");
   m.def("empty", &empty, nb::arg("shape"), nb::arg("dtype"), "An uninitialized array (float32, float64, or uint16 for 16-bit types) from the output pool.");
   m.def("output_pool_limit", &output_pool_limit, "Bytes that may lie idle in the output pool.");
   m.def("release_idle_memory", &release_idle_memory, "Frees the idle buffers that the engine keeps for the next call.");
   m.def("get_num_threads", &get_num_threads, "Threads that a call uses.");
   m.def("set_num_threads", &set_num_threads, nb::arg("n"), "Sets the threads that a call uses, 1 to 256.");
-  m.def("instruction_sets", [] {
-    std::vector<std::string> names;
-    for (int i = 0; available_isa(i); ++i) names.emplace_back(available_isa(i));
-    return names;
-  }, "Instruction sets that this build and this machine have, best first.");
+  m.def(
+      "instruction_sets",
+      [] {
+        std::vector<std::string> names;
+        for (int i = 0; available_isa(i); ++i) names.emplace_back(available_isa(i));
+        return names;
+      },
+      "Instruction sets that this build and this machine have, best first.");
   m.def("active_instruction_set", [] { return std::string(active_kernels().name); }, "The instruction set in use.");
   m.def("set_instruction_set", [](const std::string& name) { set_active_kernels(name.c_str()); }, nb::arg("name"), "Chooses an instruction set by name.");
   m.def("cache_bytes", &cache_bytes, "Second-level cache per core, in bytes, as the block sizes see it.");

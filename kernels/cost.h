@@ -20,11 +20,13 @@ inline double step_cycles(int64_t rows, int64_t vectors, double loads_per_vector
 
 // Cache lines per unaligned vector load: whole lines nearly always touch two.
 template <class T>
-double loads_per_vector(int64_t lanes) { return lanes * int64_t(sizeof(T)) >= 64 ? 1.8 : 1.3; }
+double loads_per_vector(int64_t lanes) {
+  return lanes * int64_t(sizeof(T)) >= 64 ? 1.8 : 1.3;
+}
 
-constexpr double kTileCall = 20;       // entering a tile, and its first loads
-constexpr double kRowCall = 14;        // one row packed or stored: a call and its edges
-constexpr double kPackedElement = 0.4;  // a contiguous element copied on vectors
+constexpr double kTileCall = 20;           // entering a tile, and its first loads
+constexpr double kRowCall = 14;            // one row packed or stored: a call and its edges
+constexpr double kPackedElement = 0.4;     // a contiguous element copied on vectors
 constexpr double kScatteredElement = 1.6;  // an element moved alone
 
 constexpr double kTaskCall = 1500;  // a task's own bookkeeping

@@ -70,18 +70,40 @@ std::unique_ptr<Plan> choose(const Problem& p, const Gather& g, Direction direct
   return best;
 }
 
-Gather gather(const Problem& p, Direction direction, const std::array<AxisPlan, 3>& axis, const View& source, const View& w, const View& target, const View* bias) {
+Gather gather(const Problem& p, Direction direction, const std::array<AxisPlan, 3>& axis, const View& source, const View& w, const View& target,
+              const View* bias) {
   const int64_t in = p.in_channels / p.groups, out = p.out_channels / p.groups;
   const bool forward = direction == Direction::forward;
-  return {p.batch, p.groups, forward ? in : out, forward ? out : in, axis, source, w, target, bias, in * w.stride[0], w.stride[forward ? 0 : 1], w.stride[forward ? 1 : 0],
-          {w.stride[2], w.stride[3], w.stride[4]}, {p.axis[0].kernel, p.axis[1].kernel, p.axis[2].kernel}};
+  return {p.batch,
+          p.groups,
+          forward ? in : out,
+          forward ? out : in,
+          axis,
+          source,
+          w,
+          target,
+          bias,
+          in * w.stride[0],
+          w.stride[forward ? 0 : 1],
+          w.stride[forward ? 1 : 0],
+          {w.stride[2], w.stride[3], w.stride[4]},
+          {p.axis[0].kernel, p.axis[1].kernel, p.axis[2].kernel}};
 }
 
 template <class T>
-std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, const View& source, const View& w, const View& target, const Options& options, const Kernels& kernels) {
+std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, const View& source, const View& w, const View& target, const Options& options,
+                                         const Kernels& kernels) {
   const PlanContext context{kernels, options.threads, source.stride[1] == 1 && source.element_size() == int64_t(sizeof(T))};
-  std::array<int64_t, 28> key{int64_t(direction), int64_t(sizeof(T)), int64_t(options.family), int64_t(reinterpret_cast<intptr_t>(&kernels)), options.threads,
-                              context.source_is_rows, p.batch, p.groups, p.in_channels, p.out_channels};
+  std::array<int64_t, 28> key{int64_t(direction),
+                              int64_t(sizeof(T)),
+                              int64_t(options.family),
+                              int64_t(reinterpret_cast<intptr_t>(&kernels)),
+                              options.threads,
+                              context.source_is_rows,
+                              p.batch,
+                              p.groups,
+                              p.in_channels,
+                              p.out_channels};
   for (size_t a = 0; a < 3; ++a) {
     const Axis& x = p.axis[a];
     std::copy_n(std::array<int64_t, 6>{x.input, x.kernel, x.stride, x.dilation, x.crop, x.output}.begin(), 6, key.begin() + 10 + 6 * a);
@@ -124,9 +146,13 @@ void run(const Problem& p, Direction direction, const View& source, const View& 
 
 }  // namespace
 
-void forward(const Problem& p, const View& x, const View& w, const View* bias, const View& y, const Options& options) { run(p, Direction::forward, x, w, y, bias, options); }
+void forward(const Problem& p, const View& x, const View& w, const View* bias, const View& y, const Options& options) {
+  run(p, Direction::forward, x, w, y, bias, options);
+}
 
-void input_grad(const Problem& p, const View& gy, const View& w, const View& gx, const Options& options) { run(p, Direction::input_grad, gy, w, gx, nullptr, options); }
+void input_grad(const Problem& p, const View& gy, const View& w, const View& gx, const Options& options) {
+  run(p, Direction::input_grad, gy, w, gx, nullptr, options);
+}
 
 void bias_grad(const Problem& p, const View& gy, const View& gb, const Options& options) {
   const Kernels& kernels = active_kernels();
@@ -134,25 +160,27 @@ void bias_grad(const Problem& p, const View& gy, const View& gb, const Options& 
   const auto sum = [&](auto zero) {
     using T = decltype(zero);
     const TileKernels<T>& k = tiles<T>(kernels);
-    parallel_for(p.out_channels, options.threads,
-                 [&](int64_t channel, int) {
-                   constexpr int64_t kRun = 256;
-                   T run[kRun];
-                   double total = 0;
-                   for (int64_t n = 0; n < p.batch; ++n)
-                     for (int64_t d = 0; d < depth; ++d)
-                       for (int64_t h = 0; h < rows; ++h)
-                         for (int64_t w = 0; w < width; w += kRun) {
-                           const int64_t count = std::min(kRun, width - w);
-                           k.load_run(run, 1, gy.at(n * gy.stride[0] + channel * gy.stride[1] + d * gy.stride[2] + h * gy.stride[3] + w * gy.stride[4]), gy.stride[4], count, gy.dtype);
-                           double part[4] = {0, 0, 0, 0};
-                           for (int64_t i = 0; i < count; ++i) part[i % 4] += double(run[i]);
-                           total += (part[0] + part[1]) + (part[2] + part[3]);
-                         }
-                   const T result = T(total);
-                   k.store_run(gb.at(channel * gb.stride[0]), 1, &result, 1, 1, gb.dtype);
-                 },
-                 options.stop);
+    parallel_for(
+        p.out_channels, options.threads,
+        [&](int64_t channel, int) {
+          constexpr int64_t kRun = 256;
+          T run[kRun];
+          double total = 0;
+          for (int64_t n = 0; n < p.batch; ++n)
+            for (int64_t d = 0; d < depth; ++d)
+              for (int64_t h = 0; h < rows; ++h)
+                for (int64_t w = 0; w < width; w += kRun) {
+                  const int64_t count = std::min(kRun, width - w);
+                  k.load_run(run, 1, gy.at(n * gy.stride[0] + channel * gy.stride[1] + d * gy.stride[2] + h * gy.stride[3] + w * gy.stride[4]), gy.stride[4],
+                             count, gy.dtype);
+                  double part[4] = {0, 0, 0, 0};
+                  for (int64_t i = 0; i < count; ++i) part[i % 4] += double(run[i]);
+                  total += (part[0] + part[1]) + (part[2] + part[3]);
+                }
+          const T result = T(total);
+          k.store_run(gb.at(channel * gb.stride[0]), 1, &result, 1, 1, gb.dtype);
+        },
+        options.stop);
   };
   if (gy.dtype == DType::float64)
     sum(double{});

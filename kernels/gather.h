@@ -18,7 +18,7 @@ struct Gather {
   View source, weight, target;
   const View* bias;
   int64_t weight_group, weight_channel, weight_column;  // strides of w in g, c and m
-  std::array<int64_t, 3> weight_tap, weight_kernel;  // strides and sizes of the kernel's axes
+  std::array<int64_t, 3> weight_tap, weight_kernel;     // strides and sizes of the kernel's axes
 };
 
 // A phase of all three axes. Its taps are the product of the axes' taps, kernel d, h, w ascending: the order of the reduction.

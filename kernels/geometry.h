@@ -46,7 +46,7 @@ struct AxisPlan {
   std::vector<Phase> phases;  // those with taps and targets, and along w a few without taps
   int64_t positions = 0;      // the longest phase
   int64_t source_size = 0, source_step = 1, target_size = 0, target_step = 1;
-  bool covered = true;        // every target belongs to a phase
+  bool covered = true;  // every target belongs to a phase
 };
 
 inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a % b < 0) != (b < 0)); }
@@ -139,8 +139,9 @@ struct AxisPacking {
   }
   // (segment, place in it) of a tap's first position
   std::pair<int64_t, int64_t> place(const Tap& tap) const {
-    const auto after = std::upper_bound(segments.begin(), segments.end(), tap,
-                                        [](const Tap& t, const Segment& s) { return t.source_phase != s.phase ? t.source_phase < s.phase : t.offset < s.offset; });
+    const auto after = std::upper_bound(segments.begin(), segments.end(), tap, [](const Tap& t, const Segment& s) {
+      return t.source_phase != s.phase ? t.source_phase < s.phase : t.offset < s.offset;
+    });
     const auto at = after - 1;
     return {at - segments.begin(), tap.offset - at->offset};
   }

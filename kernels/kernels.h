@@ -8,12 +8,9 @@
 namespace tconv3d {
 namespace TCONV3D_ISA {
 
-
 // Accumulators, one register per lane vector and one for the broadcast. A single row needs no register for its lanes:
 // they are memory operands.
-constexpr bool spatial_fits(int rows, int vectors) {
-  return rows == 1 ? vectors + 2 <= TCONV3D_REGISTERS : rows * vectors + vectors + 1 <= TCONV3D_REGISTERS;
-}
+constexpr bool spatial_fits(int rows, int vectors) { return rows == 1 ? vectors + 2 <= TCONV3D_REGISTERS : rows * vectors + vectors + 1 <= TCONV3D_REGISTERS; }
 
 template <class T, int Vectors, int Rows>
 struct FillRows {
@@ -44,6 +41,7 @@ template <class T, int Vectors>
 static void fill_vectors(TileKernels<T>& k) {
   FillRows<T, Vectors, kMaxRows>::fill(k);
   fill_phased<T, Vectors>(k);
+  k.lane_product[Vectors] = lane_product<T, Vectors>;
 }
 
 template <class T>

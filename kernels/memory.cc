@@ -102,22 +102,22 @@ size_t wanted_output_pool() {
   return pages > 0 && page > 0 ? std::min(size_t(pages) * size_t(page) / 16, 1024 * kMiB) : 256 * kMiB;
 }
 
-// Never destroyed: arrays and workers may outlive static destructors. A fork waits for their locks, so that a child finds them free.
 struct Stores {
   IdleStore scratch{32 * kMiB, 4};
   IdleStore outputs{wanted_output_pool(), 1.25};
+  size_t cache_bytes = 0;
 };
-Stores* stores_ = nullptr;
+Stores* stores = nullptr;  // never destroyed: arrays and workers may outlive static destructors
 
-Stores& stores() {
-  static Stores* const made = [] {
-    stores_ = new Stores;
-    pthread_atfork([] { stores_->scratch.lock(), stores_->outputs.lock(); }, [] { stores_->outputs.unlock(), stores_->scratch.unlock(); },
-                   [] { stores_->outputs.unlock(), stores_->scratch.unlock(); });
-    return stores_;
-  }();
-  return *made;
+size_t found_cache_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  if (const long found = sysconf(_SC_LEVEL2_CACHE_SIZE); found > 0) return size_t(found);
+#endif
+  return 512 * 1024;
 }
+
+void lock_stores() { stores->scratch.lock(), stores->outputs.lock(); }
+void unlock_stores() { stores->outputs.unlock(), stores->scratch.unlock(); }
 
 }  // namespace
 
@@ -130,29 +130,29 @@ void advise_huge(void* data, size_t bytes) {
 #endif
 }
 
-size_t cache_bytes() {
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-  static const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (found > 0) return size_t(found);
-#endif
-  return size_t(512) << 10;
+void start_stores() {
+  stores = new Stores;
+  stores->cache_bytes = found_cache_bytes();
+  pthread_atfork(lock_stores, unlock_stores, unlock_stores);  // a child finds the locks free
 }
 
+size_t cache_bytes() { return stores->cache_bytes; }
+
 Scratch::Scratch(size_t bytes) {
-  const Buffer buffer = stores().scratch.take(bytes);
+  const Buffer buffer = stores->scratch.take(bytes);
   data_ = static_cast<char*>(buffer.data);
   bytes_ = buffer.bytes;
 }
 
-Scratch::~Scratch() { stores().scratch.give_back({data_, bytes_}); }
+Scratch::~Scratch() { stores->scratch.give_back({data_, bytes_}); }
 
-Buffer acquire_output(size_t bytes) { return stores().outputs.take(bytes); }
-void release_output(Buffer buffer) { stores().outputs.give_back(buffer); }
-size_t output_pool_limit() { return stores().outputs.limit(); }
+Buffer acquire_output(size_t bytes) { return stores->outputs.take(bytes); }
+void release_output(Buffer buffer) { stores->outputs.give_back(buffer); }
+size_t output_pool_limit() { return stores->outputs.limit(); }
 
 void release_idle_memory() {
-  stores().scratch.clear();
-  stores().outputs.clear();
+  stores->scratch.clear();
+  stores->outputs.clear();
 }
 
 }  // namespace tconv3d

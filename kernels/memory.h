@@ -14,6 +14,10 @@ void advise_huge(void* data, size_t bytes);
 // Bytes of second-level cache per core, for block sizes.
 size_t cache_bytes();
 
+// Makes the stores of idle memory and their fork handlers; called once, when the library is loaded. Throws std::invalid_argument for a
+// TCONV3D_OUTPUT_POOL that is no number.
+void start_stores();
+
 // A buffer, 64-byte aligned, from the store of idle scratch (at most 32 MiB of it) or fresh. Throws std::bad_alloc.
 class Scratch {
  public:

@@ -13,8 +13,12 @@ namespace tconv3d {
 namespace TCONV3D_ISA {
 
 // IEEE binary16 and bfloat16 as integers: plain bit arithmetic that vectorizes on every instruction set.
-struct Half { uint16_t bits; };
-struct Brain { uint16_t bits; };
+struct Half {
+  uint16_t bits;
+};
+struct Brain {
+  uint16_t bits;
+};
 
 static inline float bits_to_float(uint32_t u) {
   float f;
@@ -362,7 +366,8 @@ static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_
           for (; i < channels; ++i)
             for (int j = 0; j < kLanes<T>; ++j) dst[(p + j) * ld + i] = static_cast<const T*>(src)[i * channel_stride + p + j];
         }
-    for (; p < positions; ++p) load_run_of<T, S>(dst + p * ld, 1, static_cast<const char*>(src) + p * pos_stride * int64_t(sizeof(S)), channel_stride, channels);
+    for (; p < positions; ++p)
+      load_run_of<T, S>(dst + p * ld, 1, static_cast<const char*>(src) + p * pos_stride * int64_t(sizeof(S)), channel_stride, channels);
   });
 }
 

@@ -51,7 +51,8 @@ PackedPanels::Key Panels::key(int64_t element_size) const {
 bool Panels::kernels_at_once() const {
   const auto same_cut = [&](const PanelSet& set) {
     return set.tiles.size() == sets_[0].tiles.size() &&
-           std::equal(set.tiles.begin(), set.tiles.end(), sets_[0].tiles.begin(), [](const ColumnTile& a, const ColumnTile& b) { return a.begin == b.begin && a.width == b.width; });
+           std::equal(set.tiles.begin(), set.tiles.end(), sets_[0].tiles.begin(),
+                      [](const ColumnTile& a, const ColumnTile& b) { return a.begin == b.begin && a.width == b.width; });
   };
   for (const PanelSet& set : sets_)
     if (set.phases.members.size() != 1 || !same_cut(set)) return false;
@@ -65,10 +66,18 @@ void Panels::pack_all_kernels(T* to, const Kernels& kernels, int64_t group, size
   std::vector<int64_t> element_offset(size_t(volume), -1);
   for (const PanelSet& set : sets_)
     for_each_tap(set.phases.members[0], [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) {
-      element_offset[size_t(d.kernel * g_.weight_tap[0] + h.kernel * g_.weight_tap[1] + w.kernel)] = offset(set, group, tile, channel) + t * channels * tile.width;
+      element_offset[size_t(d.kernel * g_.weight_tap[0] + h.kernel * g_.weight_tap[1] + w.kernel)] =
+          offset(set, group, tile, channel) + t * channels * tile.width;
     });
-  const KernelPack<T> job{to, g_.weight.at(group * g_.weight_group + channel * g_.weight_channel + tile.begin * g_.weight_column), g_.weight_channel, channels, g_.weight_column, tile.count,
-                          tile.width, volume, element_offset.data()};
+  const KernelPack<T> job{to,
+                          g_.weight.at(group * g_.weight_group + channel * g_.weight_channel + tile.begin * g_.weight_column),
+                          g_.weight_channel,
+                          channels,
+                          g_.weight_column,
+                          tile.count,
+                          tile.width,
+                          volume,
+                          element_offset.data()};
   tiles<T>(kernels).pack_kernels(job, g_.weight.dtype);
 }
 
@@ -83,8 +92,15 @@ void Panels::pack_tile(T* to, const Kernels& kernels, const PanelSet& set, int64
       tap_offset[size_t(t * columns + m)] = d.kernel * g_.weight_tap[0] + h.kernel * g_.weight_tap[1] + w.kernel * g_.weight_tap[2];
     });
   }
-  const WeightPack<T> job{to + offset(set, group, tile, channel), g_.weight.at(group * g_.weight_group + channel * g_.weight_channel), g_.weight_channel,
-                          std::min(chunk_, g_.channels - channel), column_offset.data(), tap_offset.data(), taps, columns, tile.width};
+  const WeightPack<T> job{to + offset(set, group, tile, channel),
+                          g_.weight.at(group * g_.weight_group + channel * g_.weight_channel),
+                          g_.weight_channel,
+                          std::min(chunk_, g_.channels - channel),
+                          column_offset.data(),
+                          tap_offset.data(),
+                          taps,
+                          columns,
+                          tile.width};
   tiles<T>(kernels).pack_weights(job, g_.weight.dtype);
 }
 

@@ -27,7 +27,7 @@ struct PanelSet {
   std::vector<ColumnTile> tiles;
   int64_t base;  // elements before this set
 
-  int64_t padded_columns() const { return tiles.back().start + tiles.back().width; }
+  int64_t padded_columns() const { return tiles.empty() ? 0 : tiles.back().start + tiles.back().width; }
 };
 
 // What options.packed keeps under `key`, else fresh memory that pack(data) fills.

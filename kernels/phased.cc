@@ -26,7 +26,8 @@ std::array<AxisPlan, 3> aligned(const Problem& p, const Gather& g, int64_t phase
 }
 
 Gather with_axes(const Gather& g, const std::array<AxisPlan, 3>& axis) {
-  return {g.batch, g.groups, g.channels, g.columns, axis, g.source, g.weight, g.target, g.bias, g.weight_group, g.weight_channel, g.weight_column, g.weight_tap, g.weight_kernel};
+  return {g.batch, g.groups,       g.channels,       g.columns,       axis,         g.source,       g.weight, g.target,
+          g.bias,  g.weight_group, g.weight_channel, g.weight_column, g.weight_tap, g.weight_kernel};
 }
 
 // Steps of one phase of d (and, with phases_h == 1, of h): taps ascending, channels inside. f(d tap, h taps of the first phase, ...) gives
@@ -65,9 +66,12 @@ void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernel
       double cycles = 0;
       for (const Phase& d : g.axis[0].phases)
         for (const auto& h : h_groups(g, p.phases_h)) {
-          const double accumulators = double(p.phases_h * 2 * columns * p.region.run) * sizeof(T), spilled = accumulators > kFirstLevelBytes ? kSpilledVector : 0;
+          const double accumulators = double(p.phases_h * 2 * columns * p.region.run) * sizeof(T),
+                       spilled = accumulators > kFirstLevelBytes ? kSpilledVector : 0;
           cycles += kTileCall + double(vectors * columns * p.phases_h * 2) * (1 + spilled);
-          for_each_step(d, h, g.axis[2].phases, [&](const Tap&, size_t, size_t, int rows_h, int rows_w) { cycles += double(g.channels) * step_cycles(rows_h * rows_w * columns, vectors, loads, lane_bytes); });
+          for_each_step(d, h, g.axis[2].phases, [&](const Tap&, size_t, size_t, int rows_h, int rows_w) {
+            cycles += double(g.channels) * step_cycles(rows_h * rows_w * columns, vectors, loads, lane_bytes);
+          });
         }
       cycles *= double(p.region.runs() * ceil_div(p.region.run, vectors * k.lanes) * (g.columns / columns));
       if (cycles < best) {
@@ -93,7 +97,8 @@ struct PhaseGroup {
 template <class T>
 class PhasedRun {
  public:
-  PhasedRun(const Gather& g, const PhasedPlan<T>& p, int64_t chunk, const Kernels& kernels) : g_(g), p_(p), chunk_(chunk), k_(tiles<T>(kernels)), region_(g, p.region, k_) {
+  PhasedRun(const Gather& g, const PhasedPlan<T>& p, int64_t chunk, const Kernels& kernels)
+      : g_(g), p_(p), chunk_(chunk), k_(tiles<T>(kernels)), region_(g, p.region, k_) {
     ldc_ = ceil_div(p.region.run, p.vectors * k_.lanes) * p.vectors * k_.lanes;
     for (const Phase& d : g.axis[0].phases)
       for (auto& h : h_groups(g, p.phases_h)) add_group(d, std::move(h));
@@ -105,8 +110,9 @@ class PhasedRun {
     const int64_t size = g_.groups * g_.columns * g_.channels * rows_;
     panels_ = packed_once(options, key, size_t(size) * sizeof(T), [&](char* to) {
       const int64_t tiles_per_group = g_.columns / p_.columns;
-      parallel_for(g_.groups * tiles_per_group, size < 65536 ? 1 : options.threads,
-                   [&](int64_t task, int) { pack_tile(reinterpret_cast<T*>(to), task / tiles_per_group, task % tiles_per_group, tiles<T>(kernels)); }, options.stop);
+      parallel_for(
+          g_.groups * tiles_per_group, size < 65536 ? 1 : options.threads,
+          [&](int64_t task, int) { pack_tile(reinterpret_cast<T*>(to), task / tiles_per_group, task % tiles_per_group, tiles<T>(kernels)); }, options.stop);
     });
   }
 
@@ -122,7 +128,8 @@ class PhasedRun {
           multiply(b, group, tile, region + run * p_.region.depth_stride, c);
           for (size_t h = 0; h < group.h.size(); ++h)
             for (int64_t m = 0; m < p_.columns; ++m)
-              region_.store(b, *group.d, *group.h[h], b.group * g_.columns + tile * p_.columns + m, run, c + (int64_t(h) * 2 * p_.columns + m) * ldc_, p_.columns * ldc_);
+              region_.store(b, *group.d, *group.h[h], b.group * g_.columns + tile * p_.columns + m, run, c + (int64_t(h) * 2 * p_.columns + m) * ldc_,
+                            p_.columns * ldc_);
         }
   }
 
@@ -135,7 +142,8 @@ class PhasedRun {
       group.rows += rows_h * rows_w;
       for (int fh = 0; fh < rows_h; ++fh)
         for (int fw = 0; fw < rows_w; ++fw)
-          group.kernel.push_back(td.kernel * g_.weight_tap[0] + group.h[size_t(fh)]->taps[th].kernel * g_.weight_tap[1] + w[size_t(fw)].taps[tw].kernel * g_.weight_tap[2]);
+          group.kernel.push_back(td.kernel * g_.weight_tap[0] + group.h[size_t(fh)]->taps[th].kernel * g_.weight_tap[1] +
+                                 w[size_t(fw)].taps[tw].kernel * g_.weight_tap[2]);
     });
     rows_ += group.rows;
     groups_.push_back(std::move(group));
@@ -161,8 +169,15 @@ class PhasedRun {
               tap_offset.push_back(phases.kernel[kernel + size_t(r)]);
             }
           kernel += size_t(rows);
-          const WeightPack<T> job{dst, g_.weight.at(group * g_.weight_group + channel * g_.weight_channel), g_.weight_channel, channels, column_offset.data(), tap_offset.data(), 1,
-                                  rows * p_.columns, rows * p_.columns};
+          const WeightPack<T> job{dst,
+                                  g_.weight.at(group * g_.weight_group + channel * g_.weight_channel),
+                                  g_.weight_channel,
+                                  channels,
+                                  column_offset.data(),
+                                  tap_offset.data(),
+                                  1,
+                                  rows * p_.columns,
+                                  rows * p_.columns};
           k.pack_weights(job, g_.weight.dtype);
           dst += channels * rows * p_.columns;
         }

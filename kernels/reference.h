@@ -27,7 +27,8 @@ void for_each_product(const Problem& p, Visit visit) {
         along(d, [&](int64_t id, int64_t kd, int64_t od) {
           along(h, [&](int64_t ih, int64_t kh, int64_t oh) {
             along(w, [&](int64_t iw, int64_t kw, int64_t ow) {
-              visit((((n * p.out_channels + co) * d.output + od) * h.output + oh) * w.output + ow, (((n * p.in_channels + ci) * d.input + id) * h.input + ih) * w.input + iw,
+              visit((((n * p.out_channels + co) * d.output + od) * h.output + oh) * w.output + ow,
+                    (((n * p.in_channels + ci) * d.input + id) * h.input + ih) * w.input + iw,
                     (((ci * out + m) * d.kernel + kd) * h.kernel + kh) * w.kernel + kw);
             });
           });

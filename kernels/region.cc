@@ -141,7 +141,8 @@ void Region<T>::pack(const Block& b, T* region) const {
         job.rows = h.end - h.begin;
         for (int64_t t = 0; t < depth; ++t) {
           const bool empty = t < d.begin || t >= d.end || job.n == 0 || job.rows == 0;
-          const int64_t plane = (d.source + (t - d.begin) * g_.axis[0].source_step) * source.stride[2] + h.source * source.stride[3] + w.source * source.stride[4];
+          const int64_t plane =
+              (d.source + (t - d.begin) * g_.axis[0].source_step) * source.stride[2] + h.source * source.stride[3] + w.source * source.stride[4];
           for (int64_t c = 0; c < g_.channels; ++c) {
             T* to = region + segment * p_.segment_stride + (depth_start + t) * p_.depth_stride + c * p_.channel_stride + row_start * pitch;
             const int64_t above = empty ? rows : h.begin;
@@ -183,7 +184,8 @@ void Region<T>::store(const Block& b, const Phase& d, const Phase& h, int64_t ch
   }
   const int64_t begin = std::max<int64_t>(0, h.begin - b.from[1]), end = std::min(b.size[1], h.count - b.from[1]);
   if (begin >= end) return;
-  RowStore<T> job{nullptr, target.stride[4], g_.axis[1].target_step * target.stride[3], row_of, p_.pitch, first, count, int64_t(n), step, end - begin, 0, stream_};
+  RowStore<T> job{nullptr, target.stride[4], g_.axis[1].target_step * target.stride[3], row_of, p_.pitch, first, count, int64_t(n), step, end - begin,
+                  0,       stream_};
   if (g_.bias) k_.load_run(&job.bias, 1, g_.bias->at(channel * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
   const int64_t origin = b.image * target.stride[0] + channel * target.stride[1] + (h.first + (b.from[1] + begin) * g_.axis[1].target_step) * target.stride[3];
   const int64_t planes = p_.flat_depth ? b.size[0] : 1;

@@ -41,7 +41,9 @@ int64_t odd_lines(int64_t elements) {
 
 // Elements that a tile may read past the last position.
 template <class T>
-int64_t slack(const TileKernels<T>& k) { return int64_t(kMaxVectors) * k.lanes; }
+int64_t slack(const TileKernels<T>& k) {
+  return int64_t(kMaxVectors) * k.lanes;
+}
 
 template <class T>
 class Region {
@@ -98,7 +100,8 @@ Plan best_blocks(const Gather& g, const TileKernels<T>& k, Price price) {
           if (p.cycles < best.cycles) best = std::move(p);
         }
     // Whole rows unless even one of them outgrows half of the cache.
-    if (best.cycles < std::numeric_limits<double>::infinity() && w == sizes[2].front() && best.region.size * int64_t(sizeof(T)) < int64_t(cache_bytes()) / 2) break;
+    if (best.cycles < std::numeric_limits<double>::infinity() && w == sizes[2].front() && best.region.size * int64_t(sizeof(T)) < int64_t(cache_bytes()) / 2)
+      break;
   }
   return best;
 }

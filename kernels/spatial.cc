@@ -32,7 +32,8 @@ void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKerne
     rows = ceil_div(g.columns, count);
     const double visits = double(p.region.runs() * ceil_div(p.region.run, vectors * k.lanes));
     const double accumulators = double(work.row_phases * rows * p.region.run) * sizeof(T), spilled = accumulators > kFirstLevelBytes ? kSpilledVector : 0;
-    const double tile = double(work.taps * g.channels) * step_cycles(rows, vectors, loads, lane_bytes) + double(work.combos) * (kTileCall + double(rows * vectors) * (1 + spilled));
+    const double tile = double(work.taps * g.channels) * step_cycles(rows, vectors, loads, lane_bytes) +
+                        double(work.combos) * (kTileCall + double(rows * vectors) * (1 + spilled));
     if (visits * tile * double(count) < best) {
       best = visits * tile * double(count);
       p.vectors = vectors;
@@ -70,8 +71,7 @@ class SpatialRun {
       for (size_t first = 0; first < panels_.sets().size(); first += row_phases_) {
         const Combo& combo = panels_.sets()[first].phases.members[0];
         for (int64_t run = 0; run < (p_.region.flat_depth ? 1 : b.size[0]); ++run) {
-          for (size_t f = 0; f < row_phases_; ++f)
-            multiply(b, first + f, tile, region + run * p_.region.depth_stride, c + int64_t(f) * tile.width * ldc_);
+          for (size_t f = 0; f < row_phases_; ++f) multiply(b, first + f, tile, region + run * p_.region.depth_stride, c + int64_t(f) * tile.width * ldc_);
           for (int64_t m = 0; m < tile.count; ++m)
             region_.store(b, *combo[0], *combo[1], b.group * g_.columns + tile.begin + m, run, c + m * ldc_, tile.width * ldc_);
         }

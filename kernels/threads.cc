@@ -115,19 +115,10 @@ class Pool {
 };
 
 std::atomic<Pool*> pool{nullptr};
-std::once_flag pool_once;
 
 // A forked child has none of the parent's threads: it starts with a pool of its own. The old one is left where it is, its mutexes may
 // be held by threads that no longer exist.
 void new_pool() { pool.store(new Pool); }
-
-Pool& the_pool() {
-  std::call_once(pool_once, [] {
-    new_pool();
-    pthread_atfork(nullptr, nullptr, new_pool);
-  });
-  return *pool.load();
-}
 
 int quota_processors() {
   std::FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r");
@@ -143,7 +134,8 @@ int default_threads() {
     char* end = nullptr;
     const long n = std::strtol(text, &end, 10);
     if (*end || n < 1 || n > kMaxThreads)
-      throw std::invalid_argument("TCONV3D_NUM_THREADS: '" + std::string(text) + "' is not a count from 1 to " + std::to_string(kMaxThreads) + "; unset it or give one");
+      throw std::invalid_argument("TCONV3D_NUM_THREADS: '" + std::string(text) + "' is not a count from 1 to " + std::to_string(kMaxThreads) +
+                                  "; unset it or give one");
     return int(n);
   }
   int n = int(std::thread::hardware_concurrency());
@@ -158,14 +150,18 @@ std::atomic<int> thread_count{0};
 
 }  // namespace
 
+void start_pool() {
+  new_pool();
+  pthread_atfork(nullptr, nullptr, new_pool);
+}
+
 int get_num_threads() {
   if (thread_count.load() == 0) thread_count = default_threads();
   return thread_count;
 }
 
 void set_num_threads(int n) {
-  if (n < 1 || n > kMaxThreads)
-    throw std::invalid_argument("set_num_threads: n = " + std::to_string(n) + " must be from 1 to " + std::to_string(kMaxThreads));
+  if (n < 1 || n > kMaxThreads) throw std::invalid_argument("set_num_threads: n = " + std::to_string(n) + " must be from 1 to " + std::to_string(kMaxThreads));
   thread_count = n;
 }
 
@@ -188,10 +184,10 @@ void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t, 
     }
   };
   threads = int(std::min<int64_t>(threads, tasks));
-  Pool& workers = the_pool();
-  std::unique_lock<std::mutex> lock(workers.callers, std::defer_lock);
+  Pool* const workers = pool.load();
+  std::unique_lock<std::mutex> lock(workers->callers, std::defer_lock);
   if (threads > 1 && lock.try_lock())
-    workers.run(job, threads, own);
+    workers->run(job, threads, own);
   else
     own();
   if (job.error) std::rethrow_exception(job.error);

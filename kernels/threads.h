@@ -13,6 +13,9 @@ constexpr int kMaxThreads = 256;
 int get_num_threads();
 void set_num_threads(int n);
 
+// Makes the pool and its fork handler; called once, when the library is loaded.
+void start_pool();
+
 struct Interrupted {};  // thrown when the stop callback of parallel_for returned true
 
 // Runs body(task, worker) for 0 <= task < tasks, 0 <= worker < threads, tasks handed out in order. `stop` is polled by the calling

@@ -49,7 +49,8 @@ static void spatial_tile(const SpatialTile<T>& a) {
 }
 
 template <class T, int RowsH, int RowsW, int PhasesW, int Columns, int Rows, int Vectors>
-static inline __attribute__((always_inline)) const T* phased_step(Vec<T> (&acc)[Rows][Vectors], const T* w, const T* x, int64_t channels, int64_t channel_stride) {
+static inline __attribute__((always_inline)) const T* phased_step(Vec<T> (&acc)[Rows][Vectors], const T* w, const T* x, int64_t channels,
+                                                                  int64_t channel_stride) {
   for (int64_t i = 0; i < channels; ++i, x += channel_stride, w += RowsH * RowsW * Columns) {
     Vec<T> lane[Vectors];
 #pragma GCC unroll 8
@@ -107,6 +108,19 @@ static void pointer_tile(const PointerTile<T>& a) {
     }
   }
   write_tile<T, Rows, Vectors>(acc, a.c, a.ldc, a.accumulate);
+}
+
+// Both operands on the lanes: the weight gradient of depthwise layers, channels side by side.
+template <class T, int Vectors>
+static void lane_product(const LaneProduct<T>& a) {
+  Vec<T> acc[1][Vectors] = {};
+  for (int64_t t = 0; t < a.segments; ++t) {
+    const T *x = a.a[t], *y = a.b[t];
+    for (int64_t i = 0; i < a.steps; ++i, x += a.a_step, y += a.b_step)
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) acc[0][v] += load<T>(x + v * kLanes<T>) * load<T>(y + v * kLanes<T>);
+  }
+  write_tile<T, 1, Vectors>(acc, a.c, 0, a.accumulate);
 }
 
 }  // namespace TCONV3D_ISA

@@ -3,6 +3,7 @@
 // on the shape alone; a block's input and grad_output are packed with channels last, then every (tap, group, column tile) adds its
 // products, so the order of additions is the same for any number of threads.
 #include <cstring>
+#include <limits>
 
 #include "cost.h"
 #include "engine.h"
@@ -34,24 +35,29 @@ class WeightGrad {
       : p_(p), k_(tiles<T>(kernels)), options_(options), gw_(gw) {
     const Side input{&x, p.in_channels / p.groups}, grad{&gy, p.out_channels / p.groups};
     // The side that wastes fewer lanes goes on them. Products commute: the bits are the same either way.
-    lanes_are_input_ = cost(grad.channels, input.channels) < cost(input.channels, grad.channels);
+    lanes_are_input_ = shape(grad.channels, input.channels) < shape(input.channels, grad.channels);
     rows_ = lanes_are_input_ ? grad : input;
     lanes_ = lanes_are_input_ ? input : grad;
     shape(rows_.channels, lanes_.channels);
+    // One channel in and out per group: the groups themselves go on the lanes of both operands.
+    depthwise_ = p.groups > 1 && rows_.channels == 1 && lanes_.channels == 1;
+    if (depthwise_) tile_vectors_ = kVectors;
     block_ = block_size();
-    padded_lanes_ = ceil_div(lanes_.channels, k_.lanes) * k_.lanes;
+    lane_channels_ = depthwise_ ? p.groups : lanes_.channels;
+    outer_groups_ = depthwise_ ? 1 : p.groups;
+    padded_lanes_ = ceil_div(lane_channels_, k_.lanes) * k_.lanes;
     taps_ = 1;
     for (const Axis& a : p.axis) taps_ *= a.kernel;
   }
 
   void run() {
-    const int64_t size = taps_ * p_.groups * rows_.channels * padded_lanes_;
+    const int64_t size = taps_ * outer_groups_ * rows_.channels * padded_lanes_;
     Scratch sums(size_t(size) * sizeof(T));
     sums_ = reinterpret_cast<T*>(sums.data());
     Scratch packed(size_t(capacity(true) + capacity(false) + 2 * slack()) * sizeof(T));
     input_ = reinterpret_cast<T*>(packed.data());
     grad_ = input_ + capacity(true) + slack();
-    std::memset(static_cast<void*>(sums_), 0, size_t(size) * sizeof(T));
+    first_ = true;
     const std::array<int64_t, 3> extent{p_.batch, p_.axis[0].input, p_.axis[1].input};
     Block b;
     for (b.from[0] = 0; b.from[0] < extent[0]; b.from[0] += block_[0])
@@ -59,29 +65,25 @@ class WeightGrad {
         for (b.from[2] = 0; b.from[2] < extent[2]; b.from[2] += block_[2]) {
           for (size_t a = 0; a < 3; ++a) b.size[a] = std::min(block_[a], extent[a] - b.from[a]);
           add(b);
+          first_ = false;
         }
+    if (first_) std::memset(static_cast<void*>(sums_), 0, size_t(size) * sizeof(T));  // an empty input
     write();
   }
 
  private:
   static constexpr int64_t kVectors = 4;
 
-  double cost(int64_t rows, int64_t lanes) const {
-    double best = 1e300;
-    for (int64_t v = 1; v <= kVectors; ++v)
-      for (int64_t r = 1; r <= kMaxPointerRows && r <= rows; ++r)
-        if (k_.pointer[v][r]) best = std::min(best, double(ceil_div(rows, r) * ceil_div(lanes, v * k_.lanes)) * step_cycles(r, v, 1, k_.lanes * int64_t(sizeof(T))));
-    return best;
-  }
-
-  void shape(int64_t rows, int64_t lanes) {
-    double best = 1e300;
+  // The tile for so many channels on the rows and on the lanes, and its cycles for one position.
+  double shape(int64_t rows, int64_t lanes) {
+    double best = std::numeric_limits<double>::infinity();
     for (int64_t v = 1; v <= kVectors; ++v)
       for (int64_t r = 1; r <= kMaxPointerRows && r <= rows; ++r) {
         if (!k_.pointer[v][r]) continue;
         const double cycles = double(ceil_div(rows, r) * ceil_div(lanes, v * k_.lanes)) * step_cycles(r, v, 1, k_.lanes * int64_t(sizeof(T)));
         if (cycles < best) best = cycles, tile_rows_ = r, tile_vectors_ = v;
       }
+    return best;
   }
 
   int64_t slack() const { return kVectors * k_.lanes; }
@@ -92,7 +94,8 @@ class WeightGrad {
     if (input) return {b.from[1], b.from[2], b.size[1], b.size[2], w.input};
     const auto reach = [](const Axis& a, int64_t from, int64_t size) {
       const int64_t first = std::clamp<int64_t>(from * a.stride - a.crop, 0, a.output);
-      return std::array<int64_t, 2>{first, std::clamp<int64_t>((from + size - 1) * a.stride + (a.kernel - 1) * a.dilation - a.crop + 1, first, a.output) - first};
+      return std::array<int64_t, 2>{first,
+                                    std::clamp<int64_t>((from + size - 1) * a.stride + (a.kernel - 1) * a.dilation - a.crop + 1, first, a.output) - first};
     };
     const auto rd = reach(d, b.from[1], b.size[1]), rh = reach(h, b.from[2], b.size[2]);
     return {rd[0], rh[0], rd[1], rh[1], w.output};
@@ -127,8 +130,9 @@ class WeightGrad {
     pack(b, true);
     pack(b, false);
     const int64_t lane_tiles = ceil_div(padded_lanes_, tile_vectors_ * k_.lanes);
-    parallel_for(taps_ * p_.groups * lane_tiles, options_.threads,
-                 [&](int64_t task, int) { multiply(b, task / lane_tiles / p_.groups, task / lane_tiles % p_.groups, task % lane_tiles); }, options_.stop);
+    parallel_for(
+        taps_ * outer_groups_ * lane_tiles, options_.threads,
+        [&](int64_t task, int) { multiply(b, task / lane_tiles / outer_groups_, task / lane_tiles % outer_groups_, task % lane_tiles); }, options_.stop);
   }
 
   void pack(const Block& b, bool input) {
@@ -136,13 +140,14 @@ class WeightGrad {
     const View& v = *(input == lanes_are_input_ ? lanes_ : rows_).view;
     const int64_t channels = input ? p_.in_channels : p_.out_channels;
     T* to = input ? input_ : grad_;
-    parallel_for(b.size[0] * l.depth * l.rows, options_.threads,
-                 [&](int64_t line, int) {
-                   const int64_t h = l.from_h + line % l.rows, d = l.from_d + line / l.rows % l.depth, image = b.from[0] + line / l.rows / l.depth;
-                   k_.pack_positions(to + line * l.width * channels, channels, v.at(image * v.stride[0] + d * v.stride[2] + h * v.stride[3]), v.stride[1], channels,
-                                     v.stride[4], l.width, v.dtype);
-                 },
-                 options_.stop);
+    parallel_for(
+        b.size[0] * l.depth * l.rows, options_.threads,
+        [&](int64_t line, int) {
+          const int64_t h = l.from_h + line % l.rows, d = l.from_d + line / l.rows % l.depth, image = b.from[0] + line / l.rows / l.depth;
+          k_.pack_positions(to + line * l.width * channels, channels, v.at(image * v.stride[0] + d * v.stride[2] + h * v.stride[3]), v.stride[1], channels,
+                            v.stride[4], l.width, v.dtype);
+        },
+        options_.stop);
   }
 
   // All row tiles of one tap, group and lane tile.
@@ -151,11 +156,13 @@ class WeightGrad {
     const int64_t kw = tap % aw.kernel, kh = tap / aw.kernel % ah.kernel, kd = tap / aw.kernel / ah.kernel;
     // w positions whose output exists: 0 <= i*stride + shift < output
     const int64_t shift = kw * aw.dilation - aw.crop;
-    const int64_t begin = std::clamp<int64_t>(ceil_div(-shift, aw.stride), 0, aw.input), end = std::clamp<int64_t>(ceil_div(aw.output - shift, aw.stride), begin, aw.input);
-    if (begin == end) return;
+    const int64_t begin = std::clamp<int64_t>(ceil_div(-shift, aw.stride), 0, aw.input),
+                  end = std::clamp<int64_t>(ceil_div(aw.output - shift, aw.stride), begin, aw.input);
+    const int64_t first_lane = lane_tile * tile_vectors_ * k_.lanes, vectors = std::min(tile_vectors_, (padded_lanes_ - first_lane) / k_.lanes);
+    T* const sums = sums_ + (tap * outer_groups_ + group) * rows_.channels * padded_lanes_ + first_lane;
     const Lines in = lines(b, true), out = lines(b, false);
     std::vector<const T*> x, gy;
-    for (int64_t n = 0; n < b.size[0]; ++n)
+    for (int64_t n = 0; n < b.size[0] && begin < end; ++n)
       for (int64_t d = 0; d < in.depth; ++d)
         for (int64_t h = 0; h < in.rows; ++h) {
           const int64_t od = (in.from_d + d) * ad.stride + kd * ad.dilation - ad.crop, oh = (in.from_h + h) * ah.stride + kh * ah.dilation - ah.crop;
@@ -164,46 +171,69 @@ class WeightGrad {
           gy.push_back(grad_ + (((n * out.depth + od - out.from_d) * out.rows + oh - out.from_h) * out.width + begin * aw.stride + shift) * p_.out_channels +
                        group * (p_.out_channels / p_.groups));
         }
-    if (x.empty()) return;
-    const std::vector<const T*>&row_lines = lanes_are_input_ ? gy : x, &lane_lines = lanes_are_input_ ? x : gy;
     const int64_t input_step = p_.in_channels, grad_step = p_.out_channels * aw.stride;
+    if (depthwise_)
+      multiply_lanes(std::move(x), std::move(gy), end - begin, input_step, grad_step, first_lane, vectors, sums);
+    else if (lanes_are_input_)
+      multiply_tiles(gy, x, end - begin, grad_step, input_step, first_lane, vectors, sums);
+    else
+      multiply_tiles(x, gy, end - begin, input_step, grad_step, first_lane, vectors, sums);
+  }
 
-    const int64_t first_lane = lane_tile * tile_vectors_ * k_.lanes, vectors = std::min(tile_vectors_, (padded_lanes_ - first_lane) / k_.lanes);
+  void multiply_lanes(std::vector<const T*> x, std::vector<const T*> gy, int64_t steps, int64_t x_step, int64_t gy_step, int64_t first_lane, int64_t vectors,
+                      T* sums) const {
+    for (const T*& p : x) p += first_lane;
+    for (const T*& p : gy) p += first_lane;
+    k_.lane_product[vectors]({x.data(), gy.data(), int64_t(x.size()), steps, x_step, gy_step, sums, !first_});
+  }
+
+  void multiply_tiles(const std::vector<const T*>& row_lines, const std::vector<const T*>& lane_lines, int64_t steps, int64_t row_step, int64_t lane_step,
+                      int64_t first_lane, int64_t vectors, T* sums) const {
     std::vector<int64_t> lane_offset(lane_lines.size());
     for (size_t i = 0; i < lane_lines.size(); ++i) lane_offset[i] = lane_lines[i] - lane_lines[0];
     std::vector<const T*> pointers(row_lines.size() * size_t(tile_rows_));
     PointerTile<T> job;
     job.rows = pointers.data();
-    job.lanes = lane_lines[0] + first_lane;
+    job.lanes = lane_lines.empty() ? nullptr : lane_lines[0] + first_lane;
     job.lane_offset = lane_offset.data();
     job.segments = int64_t(row_lines.size());
-    job.steps = end - begin;
-    job.row_step = lanes_are_input_ ? grad_step : input_step;
-    job.lane_step = lanes_are_input_ ? input_step : grad_step;
+    job.steps = steps;
+    job.row_step = row_step;
+    job.lane_step = lane_step;
     job.ldc = padded_lanes_;
-    job.accumulate = true;
+    job.accumulate = !first_;
     for (int64_t row = 0; row < rows_.channels; row += tile_rows_) {
       const int64_t rows = std::min(tile_rows_, rows_.channels - row);
       for (size_t i = 0; i < row_lines.size(); ++i)
         for (int64_t r = 0; r < rows; ++r) pointers[i * size_t(rows) + size_t(r)] = row_lines[i] + row + r;
-      job.c = sums_ + ((tap * p_.groups + group) * rows_.channels + row) * padded_lanes_ + first_lane;
+      job.c = sums + row * padded_lanes_;
       k_.pointer[vectors][rows](job);
     }
   }
 
-  // sums [tap][group][row][lane] -> gw (in, out per group, kd, kh, kw)
+  // sums [tap][group][row][lane] -> gw (in, out per group, kd, kh, kw). Where the kernel's elements are contiguous, lanes and taps change places
+  // block by block: element by element, a 268 MB gradient took a second.
   void write() const {
     const int64_t row_stride = gw_.stride[lanes_are_input_ ? 1 : 0], lane_stride = gw_.stride[lanes_are_input_ ? 0 : 1];
-    const int64_t area = p_.axis[1].kernel * p_.axis[2].kernel;
-    parallel_for(taps_ * p_.groups, options_.threads,
-                 [&](int64_t task, int) {
-                   const int64_t tap = task / p_.groups, group = task % p_.groups;
-                   const int64_t at = group * (p_.in_channels / p_.groups) * gw_.stride[0] + tap / area * gw_.stride[2] +
-                                      tap % area / p_.axis[2].kernel * gw_.stride[3] + tap % p_.axis[2].kernel * gw_.stride[4];
-                   for (int64_t row = 0; row < rows_.channels; ++row)
-                     k_.store_run(gw_.at(at + row * row_stride), lane_stride, sums_ + (task * rows_.channels + row) * padded_lanes_, 1, lanes_.channels, gw_.dtype);
-                 },
-                 options_.stop);
+    const int64_t kh = p_.axis[1].kernel, kw = p_.axis[2].kernel, tap_stride = outer_groups_ * rows_.channels * padded_lanes_;
+    const bool contiguous = gw_.element_size() == int64_t(sizeof(T)) && gw_.stride[4] == 1 && gw_.stride[3] == kw && gw_.stride[2] == kh * kw;
+    const DType accumulated = sizeof(T) == 8 ? DType::float64 : DType::float32;
+    parallel_for(
+        outer_groups_ * rows_.channels, options_.threads,
+        [&](int64_t task, int) {
+          const int64_t group = task / rows_.channels, row = task % rows_.channels;
+          const int64_t at = group * (p_.in_channels / p_.groups) * gw_.stride[0] + row * row_stride;
+          const T* from = sums_ + task * padded_lanes_;
+          const int64_t stride = depthwise_ ? gw_.stride[0] : lane_stride;
+          if (contiguous) {
+            k_.pack_positions(static_cast<T*>(gw_.at(at)), stride, from, tap_stride, taps_, 1, lane_channels_, accumulated);
+            return;
+          }
+          for (int64_t tap = 0; tap < taps_; ++tap)
+            k_.store_run(gw_.at(at + tap / (kh * kw) * gw_.stride[2] + tap / kw % kh * gw_.stride[3] + tap % kw * gw_.stride[4]), stride,
+                         from + tap * tap_stride, 1, lane_channels_, gw_.dtype);
+        },
+        options_.stop);
   }
 
   const Problem& p_;
@@ -211,8 +241,8 @@ class WeightGrad {
   const Options& options_;
   const View& gw_;
   Side rows_, lanes_;
-  bool lanes_are_input_;
-  int64_t tile_rows_ = 1, tile_vectors_ = 1, padded_lanes_, taps_;
+  bool lanes_are_input_, depthwise_, first_ = true;
+  int64_t tile_rows_ = 1, tile_vectors_ = 1, padded_lanes_, lane_channels_, outer_groups_, taps_;
   std::array<int64_t, 3> block_;
   T *sums_ = nullptr, *input_ = nullptr, *grad_ = nullptr;
 };

@@ -10,8 +10,8 @@ namespace tconv3d {
 // Stored element types. float16 and bfloat16 are widened to float32 while packing and rounded once when stored.
 enum class DType : int { float16, bfloat16, float32, float64 };
 
-constexpr int kMaxRows = 14;     // rows of the tallest tile (AVX-512: 14 x 2 accumulators of 32 registers)
-constexpr int kMaxVectors = 8;   // vectors of the widest tile
+constexpr int kMaxRows = 14;        // rows of the tallest tile (AVX-512: 14 x 2 accumulators of 32 registers)
+constexpr int kMaxVectors = 8;      // vectors of the widest tile
 constexpr int kMaxPointerRows = 8;  // row pointers that stay in general registers beside the counters (16 on x86-64)
 
 template <class T>
@@ -33,11 +33,11 @@ struct PhasedStep {
 
 template <class T>
 struct PhasedTile {
-  const T* weights;         // [step][channel][rows_h][rows_w][column]
-  const T* region;          // packed input, at this tile's first position
+  const T* weights;  // [step][channel][rows_h][rows_w][column]
+  const T* region;   // packed input, at this tile's first position
   const PhasedStep* steps;
   int64_t step_count, channels, channel_stride;
-  T* c;                     // [phase h][phase w][column][position]
+  T* c;  // [phase h][phase w][column][position]
   int64_t ldc;
   bool accumulate;
 };
@@ -53,6 +53,16 @@ struct PointerTile {
   bool accumulate;
 };
 
+// c[m] (+)= sum over segments t, steps i of  a[t][i*a_step + m] * b[t][i*b_step + m]
+template <class T>
+struct LaneProduct {
+  const T* const* a;
+  const T* const* b;
+  int64_t segments, steps, a_step, b_step;
+  T* c;
+  bool accumulate;
+};
+
 // Rows of a packed region, zeros around them.
 template <class T>
 struct RowsLoad {
@@ -65,16 +75,16 @@ struct RowsLoad {
 // Rows of the output: in each, `phases` runs of accumulators become one interleaved run of stored elements, bias added.
 template <class T>
 struct RowStore {
-  void* out;             // the first row's first element
-  int64_t out_stride;    // elements between neighbours of a row
-  int64_t row_stride;    // elements between rows
-  const T* const* c;     // [phases] of the first row
+  void* out;           // the first row's first element
+  int64_t out_stride;  // elements between neighbours of a row
+  int64_t row_stride;  // elements between rows
+  const T* const* c;   // [phases] of the first row
   int64_t c_row_stride;
   const int64_t* first;  // [phases] index in the row of the phase's first element
   const int64_t* count;  // [phases]
   int64_t phases, step, rows;
   T bias;
-  bool stream;           // past the cache
+  bool stream;  // past the cache
 };
 
 // Packed weights of one column tile: dst[tap][channel][column] for `channels` channels from `src`.
@@ -101,9 +111,10 @@ struct KernelPack {
 template <class T>
 struct TileKernels {
   int lanes;
-  void (*spatial[kMaxVectors + 1][kMaxRows + 1])(const SpatialTile<T>&);       // null where the registers do not suffice
-  void (*phased[3][3][kMaxVectors + 1])(const PhasedTile<T>&);  // [phases h][columns][vectors], 1 or 2 phases and columns, always 2 phases w
+  void (*spatial[kMaxVectors + 1][kMaxRows + 1])(const SpatialTile<T>&);  // null where the registers do not suffice
+  void (*phased[3][3][kMaxVectors + 1])(const PhasedTile<T>&);            // [phases h][columns][vectors], 1 or 2 phases and columns, always 2 phases w
   void (*pointer[kMaxVectors + 1][kMaxPointerRows + 1])(const PointerTile<T>&);
+  void (*lane_product[kMaxVectors + 1])(const LaneProduct<T>&);
   // dst[i * dst_stride] = src[i * src_stride], widened
   void (*load_run)(T* dst, int64_t dst_stride, const void* src, int64_t src_stride, int64_t n, DType);
   void (*load_rows)(const RowsLoad<T>&, DType);
@@ -130,9 +141,13 @@ struct Kernels {
 template <class T>
 const TileKernels<T>& tiles(const Kernels&);
 template <>
-inline const TileKernels<float>& tiles<float>(const Kernels& k) { return k.f32; }
+inline const TileKernels<float>& tiles<float>(const Kernels& k) {
+  return k.f32;
+}
 template <>
-inline const TileKernels<double>& tiles<double>(const Kernels& k) { return k.f64; }
+inline const TileKernels<double>& tiles<double>(const Kernels& k) {
+  return k.f64;
+}
 
 // The table in use: TCONV3D_ISA, else the best that this machine runs. Throws std::invalid_argument naming what there is.
 const Kernels& active_kernels();

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one file that imports the compiled extension.
 
-Arrays are NumPy, 5-D and batched, of one dtype; shapes were checked by a contract. What is left to do here: bfloat16 goes in as its bits,
-complex numbers as twice the real channels, and arrays that the extension cannot address (odd alignment or byte order) as copies.
+Arrays are NumPy, 5-D and batched, of one dtype; shapes were checked by a contract. What is left to do here: bfloat16
+goes in as its bits, complex numbers as twice the real channels, and arrays that the extension cannot address (odd
+alignment or byte order) as copies.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from .geometry import Geometry, Triple
 Array = NDArray[Any]
 Dtype = np.dtype[Any]
 
-# Below a mebibyte the allocator of NumPy is faster and its memory is warm; above, fresh pages cost more than many a layer's arithmetic.
+# Below a mebibyte the allocator of NumPy is faster and its memory is warm; above, fresh pages cost more than many a
+# layer's arithmetic.
 _POOLED_BYTES = 1 << 20
 
 # True once a person has named a count, which then outranks the count of the framework that calls.
@@ -78,13 +80,16 @@ def show_config() -> str:
 class PreparedWeight:
     """A frozen weight: a private copy, and the panels that the engine packs from it, kept from call to call.
 
-    Made by :func:`tconv3d.prepare`. The copy makes the promise that the weight does not change hold whatever happens to the original.
+    Made by `tconv3d.prepare`. The copy keeps the promise that the weight does not change, whatever happens to the
+    original.
     """
 
     def __init__(self, weight: Array, stride: Triple, dilation: Triple, groups: int) -> None:
         self._weight = np.array(weight, order="C", dtype=weight.dtype.newbyteorder("="))
         self._weight.flags.writeable = False
-        self._core_weight = _real_weight(self._weight, groups) if self._weight.dtype.kind == "c" else _addressable(self._weight)
+        self._core_weight = (
+            _real_weight(self._weight, groups) if self._weight.dtype.kind == "c" else _addressable(self._weight)
+        )
         self.packed = _core.PackedPanels()
         self.stride, self.dilation, self.groups = stride, dilation, groups
 
@@ -104,13 +109,16 @@ class PreparedWeight:
         return self._weight.ndim
 
     def __repr__(self) -> str:
-        return f"PreparedWeight(shape={self.shape}, dtype={self.dtype}, stride={self.stride}, dilation={self.dilation}, groups={self.groups})"
+        packing = f"stride={self.stride}, dilation={self.dilation}, groups={self.groups}"
+        return f"PreparedWeight(shape={self.shape}, dtype={self.dtype}, {packing})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PreparedWeight, (self._weight, self.stride, self.dilation, self.groups)
 
 
-def forward(x: Array, weight: Array | PreparedWeight, bias: Array | None, geometry: Geometry, out: Array | None = None) -> Array:
+def forward(
+    x: Array, weight: Array | PreparedWeight, bias: Array | None, geometry: Geometry, out: Array | None = None
+) -> Array:
     """Return the transposed convolution of x (N, C_in, D, H, W), written into ``out`` where given."""
     groups = geometry.groups
     shape = (x.shape[0], weight.shape[1] * groups, *geometry.output_size)
@@ -118,7 +126,13 @@ def forward(x: Array, weight: Array | PreparedWeight, bias: Array | None, geomet
         out = _empty(shape, x.dtype)
     if x.dtype.kind == "c":
         real = _empty((shape[0], 2 * shape[1], *shape[2:]), out.real.dtype)
-        _forward(_real_channels(x, groups), weight, None if bias is None else _real_channels(bias[None], groups)[0], real, geometry)
+        _forward(
+            _real_channels(x, groups),
+            weight,
+            None if bias is None else _real_channels(bias[None], groups)[0],
+            real,
+            geometry,
+        )
         _join_complex(real, out, groups)
         return out
     target = out if _is_addressable(out) else _empty(shape, out.dtype)
@@ -129,7 +143,7 @@ def forward(x: Array, weight: Array | PreparedWeight, bias: Array | None, geomet
 
 
 def input_grad(grad_output: Array, weight: Array | PreparedWeight, geometry: Geometry) -> Array:
-    """Return the gradient of the input: (N, C_in, D, H, W). Complex: the conjugate of the weight takes part, as in PyTorch."""
+    """Return the gradient of the input: (N, C_in, D, H, W). A complex weight enters conjugated, as in PyTorch."""
     groups = geometry.groups
     shape = (grad_output.shape[0], weight.shape[0], *geometry.input_size)
     complex_ = grad_output.dtype.kind == "c"
@@ -160,7 +174,7 @@ def weight_grad(x: Array, grad_output: Array, geometry: Geometry) -> Array:
 
 
 def bias_grad(grad_output: Array) -> Array:
-    """Return the gradient of the bias: grad_output (N, C_out, D, H, W) summed over batch and space, added in float64."""
+    """Return the gradient of the bias: grad_output (N, C_out, D, H, W) summed over batch and space, in float64."""
     if grad_output.dtype.kind == "c":
         grad = np.empty(grad_output.shape[1], grad_output.dtype.newbyteorder("="))
         grad.real, grad.imag = bias_grad(grad_output.real), bias_grad(grad_output.imag)

@@ -50,7 +50,8 @@ template <class T>
 bool run_case(Family family, int threads) {
   const Problem p = draw_problem();
   const int64_t out = p.out_channels / p.groups;
-  const std::array<int64_t, 5> xs{p.batch, p.in_channels, p.axis[0].input, p.axis[1].input, p.axis[2].input}, ws{p.in_channels, out, p.axis[0].kernel, p.axis[1].kernel, p.axis[2].kernel},
+  const std::array<int64_t, 5> xs{p.batch, p.in_channels, p.axis[0].input, p.axis[1].input, p.axis[2].input},
+      ws{p.in_channels, out, p.axis[0].kernel, p.axis[1].kernel, p.axis[2].kernel},
       ys{p.batch, p.out_channels, p.axis[0].output, p.axis[1].output, p.axis[2].output};
   const auto size = [](const std::array<int64_t, 5>& s) { return s[0] * s[1] * s[2] * s[3] * s[4]; };
   auto x = integers<T>(size(xs)), w = integers<T>(size(ws)), gy = integers<T>(size(ys)), bias = integers<T>(p.out_channels);
@@ -76,6 +77,8 @@ bool run_case(Family family, int threads) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  start_pool();
+  start_stores();
   const int cases = argc > 1 ? std::atoi(argv[1]) : 200;
   const Family families[] = {Family::automatic, Family::spatial, Family::phased, Family::channels};
   for (int isa = 0; available_isa(isa); ++isa) {
