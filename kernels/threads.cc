@@ -55,24 +55,27 @@ struct Job {
   }
 };
 
-// A call publishes its job under `handover_`; workers wait for a new generation, first spinning, then asleep.
+// A call publishes its job under `handover_`; workers wait for one, first spinning, then asleep, and join while it is open. The caller closes
+// the job when no task is left and waits for those that joined: one that wakes late (50 us and more from sleep) holds nobody up.
 class Pool {
  public:
   std::mutex callers;  // held by the one call that uses the workers
 
   void run(Job& job, int threads, const std::function<void()>& own) {
     start(threads - 1);
-    const int helpers = std::min(threads - 1, started_);
-    running_.store(helpers, std::memory_order_relaxed);
     {
       std::lock_guard<std::mutex> lock(handover_);
       job_ = &job;
-      wanted_ = helpers;
+      wanted_ = threads - 1;
       generation_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
     own();
-    while (running_.load(std::memory_order_acquire) > 0) {
+    {
+      std::lock_guard<std::mutex> lock(handover_);
+      job_ = nullptr;
+    }
+    while (joined_.load(std::memory_order_acquire) > 0) {
       for (int i = 0; i < 64; ++i) pause();
       std::this_thread::yield();
     }
@@ -97,20 +100,21 @@ class Pool {
         wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
         seen = generation_.load(std::memory_order_relaxed);
         job = worker <= wanted_ ? job_ : nullptr;
+        if (job) joined_.fetch_add(1, std::memory_order_relaxed);
       }
       if (!job) continue;
       while (job->run_one(worker)) {
       }
-      running_.fetch_sub(1, std::memory_order_release);
+      joined_.fetch_sub(1, std::memory_order_release);
     }
   }
 
   int started_ = 0;
-  std::atomic<int> running_{0};
+  std::atomic<int> joined_{0};
   std::atomic<uint64_t> generation_{0};
   std::mutex handover_;  // guards job_ and wanted_
   std::condition_variable wake_;
-  Job* job_ = nullptr;
+  Job* job_ = nullptr;  // null between calls
   int wanted_ = 0;
 };
 
