@@ -61,6 +61,9 @@ def conv_transpose3d(
     repeated. ``out`` receives the result and is returned; it needs the right shape and dtype and must not share memory
     with an operand.
 
+    An infinity or NaN in the input reaches the outputs that it should and no others. One in the weight may also turn
+    outputs at the border into NaN: the engine multiplies the zeros around the input.
+
     Raises TypeError for operands that are no plain arrays and for numbers of the wrong type, RuntimeError for sizes
     that do not fit together, ValueError for a bad ``output_size`` or ``out``, NotImplementedError for dtypes that
     cannot be convolved, AllocationTooLarge for outputs larger than memory. Nothing is written before these checks.
