@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -206,7 +206,7 @@ def _empty(shape: tuple[int, ...], dtype: Dtype) -> Array:
     native = dtype if dtype.isnative else dtype.newbyteorder("=")
     if native.itemsize * prod(shape) < _POOLED_BYTES or native.kind == "c":
         return np.empty(shape, native)
-    pooled: Array = _core.empty(shape, native.name if native.itemsize > 2 else "uint16")
+    pooled = cast("Array", _core.empty(shape, native.name if native.itemsize > 2 else "uint16"))
     return pooled if native.itemsize > 2 else pooled.view(native)
 
 
