@@ -197,6 +197,11 @@ NB_MODULE(_core, m) {
   // While no other thread can be here: a fork in the middle of a first call would leave the child waiting for what that call was making.
   start_pool();
   start_stores();
+  try {
+    active_kernels();
+  } catch (const std::invalid_argument&) {
+    // A TCONV3D_ISA that names nothing: the first call says so.
+  }
   m.doc() = "The compiled engine of tconv3d. Use tconv3d itself: this module's functions take arguments that were checked already.";
   nb::class_<PackedPanels>(m, "PackedPanels", "Packed weights, kept by the layout that each plan asked for.").def(nb::init<>());
   nb::enum_<Family>(m, "Family", "What lies on the lanes and rows of a register tile; all give the same bits.")

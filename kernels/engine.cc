@@ -24,6 +24,7 @@ void fill_bias(const Gather& g, bool all, const Options& options, const Kernels&
   const TileKernels<T>& k = tiles<T>(kernels);
   const int64_t channels = g.groups * g.columns, depth = g.axis[0].target_size, rows = g.axis[1].target_size, width = g.axis[2].target_size;
   const View& t = g.target;
+  if (g.batch * channels == 0 || depth == 0 || rows == 0 || width == 0) return;
   const std::vector<char> depth_reached = reached_targets(g.axis[0]), row_reached = reached_targets(g.axis[1]);
   const auto fill = [&](int64_t task, int) {
     const int64_t d = task % depth, channel = task / depth % channels, image = task / depth / channels;

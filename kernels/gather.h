@@ -34,7 +34,10 @@ void for_each_tap(const Combo& c, F f) {
 
 // Channels summed in one chain of multiply-adds: at most 256, and about 2048 terms, so that the error grows with the chunk and not
 // with the whole reduction. `taps` depends on kernel and stride alone, never on sizes or threads: the chunk fixes the bits.
-inline int64_t channel_chunk(int64_t taps) { return std::clamp<int64_t>(2048 / std::max<int64_t>(taps, 1) / 32 * 32, 32, 256); }
+inline int64_t channel_chunk(int64_t taps) {
+  const int64_t channels = std::clamp<int64_t>(2048 / std::max<int64_t>(taps, 1), 1, 256);
+  return channels >= 32 ? channels / 32 * 32 : channels;
+}
 
 // How a family runs a geometry: blocks, tiles, and the machine cycles that its cost model expects, all threads together. Kept from call to
 // call, so it holds nothing of the arrays.

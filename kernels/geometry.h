@@ -160,7 +160,10 @@ inline AxisPacking axis_packing(const AxisPlan& plan, int64_t block) {
     }
   AxisPacking packing;
   for (const auto& [phase, segment] : dense) packing.segments.push_back(segment);
-  if (packing.length(block) <= int64_t(sparse.size()) * block) return packing;
+  // Taps further apart than all sparse segments together: also keeps the sum of a length near 2^63 from wrapping.
+  const int64_t most = int64_t(sparse.size()) * block;
+  const bool far = std::any_of(packing.segments.begin(), packing.segments.end(), [&](const Segment& s) { return s.extra > most; });
+  if (!far && packing.length(block) <= most) return packing;
   packing.segments.clear();
   for (const auto& [phase, offset] : sparse) packing.segments.push_back({phase, offset, 0});
   return packing;

@@ -106,7 +106,11 @@ class PhasedRun {
 
   void pack_weights(const Options& options, const Kernels& kernels) {
     PackedPanels::Key key{-3, int64_t(sizeof(T)), p_.phases_h, p_.columns, g_.groups, g_.channels, g_.columns, chunk_};
-    for (const PhaseGroup<T>& group : groups_) key.insert(key.end(), group.kernel.begin(), group.kernel.end());
+    for (const PhaseGroup<T>& group : groups_) {
+      key.push_back(-1);
+      for (const PhasedStep& step : group.steps) key.insert(key.end(), {step.rows_h, step.rows_w});
+      key.insert(key.end(), group.kernel.begin(), group.kernel.end());
+    }
     const int64_t size = g_.groups * g_.columns * g_.channels * rows_;
     panels_ = packed_once(options, key, size_t(size) * sizeof(T), [&](char* to) {
       const int64_t tiles_per_group = g_.columns / p_.columns;

@@ -32,11 +32,32 @@ inline void pause() {
 #endif
 }
 
+// Rounding and flush-to-zero of this thread. A worker takes over the caller's for each job: it was started under those of some earlier caller,
+// and results must not depend on who computes them.
+#if defined(__x86_64__)
+using FloatMode = unsigned;
+FloatMode float_mode() { return __builtin_ia32_stmxcsr(); }
+void set_float_mode(FloatMode mode) { __builtin_ia32_ldmxcsr(mode); }
+#elif defined(__aarch64__)
+using FloatMode = uint64_t;
+FloatMode float_mode() {
+  FloatMode mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+void set_float_mode(FloatMode mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+using FloatMode = int;
+FloatMode float_mode() { return 0; }
+void set_float_mode(FloatMode) {}
+#endif
+
 struct Job {
   const std::function<void(int64_t, int)>* body;
   int64_t tasks;
   std::atomic<int64_t> next{0};
   std::atomic<bool> cancelled{false};
+  const FloatMode mode = float_mode();
   std::exception_ptr error;
   std::mutex error_mutex;
 
@@ -103,6 +124,7 @@ class Pool {
         if (job) joined_.fetch_add(1, std::memory_order_relaxed);
       }
       if (!job) continue;
+      set_float_mode(job->mode);
       while (job->run_one(worker)) {
       }
       joined_.fetch_sub(1, std::memory_order_release);

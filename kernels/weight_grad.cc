@@ -12,6 +12,7 @@ namespace tconv3d {
 
 namespace {
 
+constexpr int64_t kChain = 1024;                   // terms added in one chain of multiply-adds
 constexpr int64_t kBlockBytes = int64_t(1) << 20;  // packed bytes of a block: fixed, since it fixes the order of additions
 
 struct Side {
@@ -180,11 +181,29 @@ class WeightGrad {
       multiply_tiles(x, gy, end - begin, input_step, grad_step, first_lane, vectors, sums);
   }
 
+  // Calls f(first line, lines, first step, steps, accumulate) for slices of at most kChain terms: the error grows with a slice and not with all
+  // positions. The slices depend on the shape alone. One empty slice where there is nothing, so that the first block sets its sums.
+  template <class F>
+  void for_each_slice(int64_t lines, int64_t steps, F f) const {
+    const int64_t most_steps = std::clamp<int64_t>(steps, 1, kChain), most_lines = std::max<int64_t>(1, kChain / most_steps);
+    bool accumulate = !first_;
+    for (int64_t step = 0; step == 0 || step < steps; step += most_steps)
+      for (int64_t line = 0; line == 0 || line < lines; line += most_lines) {
+        f(line, std::min(most_lines, lines - line), step, std::min(most_steps, steps - step), accumulate);
+        accumulate = true;
+      }
+  }
+
   void multiply_lanes(std::vector<const T*> x, std::vector<const T*> gy, int64_t steps, int64_t x_step, int64_t gy_step, int64_t first_lane, int64_t vectors,
                       T* sums) const {
-    for (const T*& p : x) p += first_lane;
-    for (const T*& p : gy) p += first_lane;
-    k_.lane_product[vectors]({x.data(), gy.data(), int64_t(x.size()), steps, x_step, gy_step, sums, !first_});
+    std::vector<const T*> from_x(x.size()), from_gy(gy.size());
+    for_each_slice(int64_t(x.size()), steps, [&](int64_t line, int64_t lines, int64_t step, int64_t count, bool accumulate) {
+      for (size_t i = size_t(line); i < size_t(line + lines); ++i) {
+        from_x[i] = x[i] + first_lane + step * x_step;
+        from_gy[i] = gy[i] + first_lane + step * gy_step;
+      }
+      k_.lane_product[vectors]({from_x.data() + line, from_gy.data() + line, lines, count, x_step, gy_step, sums, accumulate});
+    });
   }
 
   void multiply_tiles(const std::vector<const T*>& row_lines, const std::vector<const T*>& lane_lines, int64_t steps, int64_t row_step, int64_t lane_step,
@@ -192,22 +211,15 @@ class WeightGrad {
     std::vector<int64_t> lane_offset(lane_lines.size());
     for (size_t i = 0; i < lane_lines.size(); ++i) lane_offset[i] = lane_lines[i] - lane_lines[0];
     std::vector<const T*> pointers(row_lines.size() * size_t(tile_rows_));
-    PointerTile<T> job;
-    job.rows = pointers.data();
-    job.lanes = lane_lines.empty() ? nullptr : lane_lines[0] + first_lane;
-    job.lane_offset = lane_offset.data();
-    job.segments = int64_t(row_lines.size());
-    job.steps = steps;
-    job.row_step = row_step;
-    job.lane_step = lane_step;
-    job.ldc = padded_lanes_;
-    job.accumulate = !first_;
     for (int64_t row = 0; row < rows_.channels; row += tile_rows_) {
       const int64_t rows = std::min(tile_rows_, rows_.channels - row);
-      for (size_t i = 0; i < row_lines.size(); ++i)
-        for (int64_t r = 0; r < rows; ++r) pointers[i * size_t(rows) + size_t(r)] = row_lines[i] + row + r;
-      job.c = sums + row * padded_lanes_;
-      k_.pointer[vectors][rows](job);
+      for_each_slice(int64_t(row_lines.size()), steps, [&](int64_t line, int64_t lines, int64_t step, int64_t count, bool accumulate) {
+        for (int64_t i = line; i < line + lines; ++i)
+          for (int64_t r = 0; r < rows; ++r) pointers[size_t(i * rows + r)] = row_lines[size_t(i)] + row + r + step * row_step;
+        const T* lanes = lane_lines.empty() ? nullptr : lane_lines[0] + first_lane + step * lane_step;
+        k_.pointer[vectors][rows]({pointers.data() + line * rows, lanes, lane_offset.data() + line, lines, count, row_step, lane_step,
+                                   sums + row * padded_lanes_, padded_lanes_, accumulate});
+      });
     }
   }
 

@@ -645,3 +645,15 @@ def test_frozen_layers_die() -> None:
     face.freeze(face.ConvTranspose3d(1, 1, 1))
     gc.collect()
     assert len(layers._frozen_layers) == before
+
+
+def test_a_frozen_layer_whose_stride_is_reassigned() -> None:
+    # Two chunks of channels: the packed layouts of the two strides hold the same weights in another order.
+    layer = tconv3d.torch.ConvTranspose3d(512, 1, 2, stride=(1, 2, 2), bias=False).eval()
+    tconv3d.torch.freeze(layer)
+    x = torch.randn(1, 512, 16, 16, 64)
+    with torch.no_grad():
+        layer(x)
+        layer.stride = (2, 2, 2)
+        expected = torch.nn.functional.conv_transpose3d(x, layer.weight, stride=2)
+        torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
