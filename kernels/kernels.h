@@ -70,7 +70,6 @@ Kernels table() {
 #define TCONV3D_STRING(x) TCONV3D_STRING_(x)
 #define TCONV3D_STRING_(x) #x
   k.name = TCONV3D_STRING(TCONV3D_ISA);
-  k.registers = TCONV3D_REGISTERS;
   fill_tiles<float>(k.f32);
   fill_tiles<double>(k.f64);
   return k;

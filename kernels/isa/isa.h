@@ -133,7 +133,6 @@ struct TileKernels {
 
 struct Kernels {
   const char* name;
-  int registers;
   TileKernels<float> f32;
   TileKernels<double> f64;
 };
