@@ -234,6 +234,16 @@ NB_MODULE(_core, m) {
   m.def("empty", &empty, nb::arg("shape"), nb::arg("dtype"), "An uninitialized array (float32, float64, or uint16 for 16-bit types) from the output pool.");
   m.def("output_pool_limit", &output_pool_limit, "Bytes that may lie idle in the output pool.");
   m.def("release_idle_memory", &release_idle_memory, "Frees the idle buffers that the engine keeps for the next call.");
+  m.def(
+      "describe_plan",
+      [](const Shape& input_shape, const Shape& weight_shape, const Sizes& output_size, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
+         int64_t groups, bool float64, bool backward, int threads) {
+        const Problem p = problem_at(input_shape, weight_shape, output_size, stride, dilation, crop, groups);
+        return describe_plan(p, float64 ? DType::float64 : DType::float32, backward, options_of(threads, Family::automatic, nullptr));
+      },
+      nb::arg("input_shape"), nb::arg("weight_shape"), nb::arg("output_size"), nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"),
+      nb::arg("float64") = false, nb::arg("backward") = false, nb::arg("threads") = 0,
+      "What forward, or with `backward` input_grad, would run: method, tiles, blocks, expected cycles.");
   m.def("get_num_threads", &get_num_threads, "Threads that a call uses.");
   m.def("set_num_threads", &set_num_threads, nb::arg("n"), "Sets the threads that a call uses, 1 to 256.");
   m.def(
@@ -246,6 +256,14 @@ NB_MODULE(_core, m) {
       "Instruction sets that this build and this machine have, best first.");
   m.def("active_instruction_set", [] { return std::string(active_kernels().name); }, "The instruction set in use.");
   m.def("set_instruction_set", [](const std::string& name) { set_active_kernels(name.c_str()); }, nb::arg("name"), "Chooses an instruction set by name.");
+  m.def(
+      "active_algorithm",
+      [] {
+        const char* const names[] = {"automatic", "direct", "two_tap"};
+        return std::string(names[int(active_algorithm())]);
+      },
+      "How products are formed: automatic, direct or two_tap.");
+  m.def("set_algorithm", [](const std::string& name) { set_active_algorithm(name.c_str()); }, nb::arg("name"), "Chooses how products are formed, by name.");
   m.def("cache_bytes", &cache_bytes, "Second-level cache per core, in bytes, as the block sizes see it.");
 }
 

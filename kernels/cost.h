@@ -32,11 +32,32 @@ constexpr double kScatteredElement = 1.6;  // an element moved alone
 constexpr double kTaskCall = 1500;  // a task's own bookkeeping
 
 // Reading the panels of a task once: from the second-level cache where they and the region fit, else from the third.
-inline double panel_cycles(double bytes) { return bytes / (bytes < 0.5 * double(cache_bytes()) ? 32 : 8); }
+inline double panel_cycles(double bytes) { return bytes / (bytes < 0.5 * double(cache_bytes()) ? 32 : bytes < 8e6 ? 8 : 5); }
 
 // Accumulators of one run that outgrow the first-level cache are written to the second and read back: cycles per vector.
 constexpr double kSpilledVector = 3;
 constexpr double kFirstLevelBytes = 24576;  // what the accumulators may take of 32 to 48 KiB
+
+// The two-tap method: cycles per vector of transformed samples and of products, with the smaller blocks and shorter stores that they bring. Measured
+// on psmnet_conv6 and gwcnet_conv5 as what a call takes beside its tiles.
+constexpr double kTransformedVector = 16;
+constexpr double kSharedVector = 12;
+constexpr double kMostTwoTapBytes = double(int64_t(16) << 20);  // transformed samples of a task
+constexpr double kTwoTapGain = 1.1;                             // what it must promise over the direct method to be taken
+
+// Cycles of one image and group, for the choice between the methods. The choice changes the bits of a result, so it depends on the layer and the
+// size of the image alone: not on batch, threads, cache or frozen weights.
+inline double two_tap_cycles(double terms, double products, double kinds, double sums_of_taps, double positions, double channels, double columns,
+                             bool transforms) {
+  const double vectors = positions / 16, panel = sums_of_taps * channels * columns;
+  const double multiply = 0.55 * terms * channels * columns * vectors;
+  // Each task reads the panels, and holds so many positions that its transformed samples stay in the caches.
+  const double task = transforms ? std::clamp(2e6 / (kinds * channels * 4), 32.0, 256.0) : 256.0;
+  const double panels = panel * std::max(1.0, positions / task) * (panel < 2e6 ? 0.25 : 0.8);
+  if (!transforms) return multiply + panels;
+  const double packed = panel * (panel < 2e6 ? 1.5 : 4.5);  // fresh memory: 4.6 cycles an element (tats_up0)
+  return multiply + panels + packed + vectors * (kTransformedVector * kinds * channels + kSharedVector * products * columns);
+}
 
 // Tasks handed to threads one by one: the last round may leave threads idle, and a thread that is late (another process, a page fault) costs
 // part of a task.

@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine.h"
 
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
 #include <limits>
+#include <stdexcept>
+#include <string>
 
 #include "gather.h"
 
@@ -57,7 +62,9 @@ thread_local std::array<std::shared_ptr<const KeptPlan>, kKeptPlans> kept_plans;
 thread_local size_t next_plan = 0;
 
 template <class T>
-std::unique_ptr<Plan> choose(const Problem& p, const Gather& g, Direction direction, Family family, const PlanContext& context) {
+std::unique_ptr<Plan> choose(const Problem& p, const Gather& g, Direction direction, Family family, Algorithm algorithm, const PlanContext& context) {
+  if (family == Family::automatic && algorithm != Algorithm::direct)
+    if (const int axes = algorithm == Algorithm::two_tap ? most_two_tap_axes(g) : two_tap_axes(g)) return plan_two_tap<T>(g, context, axes);
   std::unique_ptr<Plan> best;
   const auto consider = [&](Family candidate, auto make) {
     if (family != Family::automatic && family != candidate) return;
@@ -95,8 +102,10 @@ template <class T>
 std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, const View& source, const View& w, const View& target, const Options& options,
                                          const Kernels& kernels) {
   const PlanContext context{kernels, options.threads, source.stride[1] == 1 && source.element_size() == int64_t(sizeof(T))};
-  std::array<int64_t, 28> key{int64_t(direction),
+  const Algorithm algorithm = active_algorithm();
+  std::array<int64_t, 29> key{int64_t(direction),
                               int64_t(sizeof(T)),
+                              int64_t(algorithm),
                               int64_t(options.family),
                               int64_t(reinterpret_cast<intptr_t>(&kernels)),
                               options.threads,
@@ -107,7 +116,7 @@ std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, 
                               p.out_channels};
   for (size_t a = 0; a < 3; ++a) {
     const Axis& x = p.axis[a];
-    std::copy_n(std::array<int64_t, 6>{x.input, x.kernel, x.stride, x.dilation, x.crop, x.output}.begin(), 6, key.begin() + 10 + 6 * a);
+    std::copy_n(std::array<int64_t, 6>{x.input, x.kernel, x.stride, x.dilation, x.crop, x.output}.begin(), 6, key.begin() + 11 + 6 * a);
   }
   for (const auto& kept : kept_plans)
     if (kept && std::equal(key.begin(), key.end(), kept->key.begin())) return kept;
@@ -121,7 +130,7 @@ std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, 
     fresh->covered = fresh->covered && fresh->axis[a].covered;
   }
   fresh->covered = fresh->covered && reached;
-  if (reached) fresh->plan = choose<T>(p, gather(p, direction, fresh->axis, source, w, target, nullptr), direction, options.family, context);
+  if (reached) fresh->plan = choose<T>(p, gather(p, direction, fresh->axis, source, w, target, nullptr), direction, options.family, algorithm, context);
   kept_plans[next_plan++ % kKeptPlans] = fresh;
   return fresh;
 }
@@ -146,6 +155,47 @@ void run(const Problem& p, Direction direction, const View& source, const View& 
 }
 
 }  // namespace
+
+namespace {
+
+Algorithm algorithm_named(const std::string& name) {
+  if (name == "automatic") return Algorithm::automatic;
+  if (name == "direct") return Algorithm::direct;
+  if (name == "two_tap") return Algorithm::two_tap;
+  throw std::invalid_argument("TCONV3D_ALGORITHM: '" + name + "' is none of automatic, direct, two_tap");
+}
+
+std::atomic<int> chosen_algorithm{-1};
+
+}  // namespace
+
+Algorithm active_algorithm() {
+  int found = chosen_algorithm.load(std::memory_order_relaxed);
+  if (found < 0) {
+    const char* name = std::getenv("TCONV3D_ALGORITHM");
+    found = int(name && *name ? algorithm_named(name) : Algorithm::automatic);
+    chosen_algorithm.store(found, std::memory_order_relaxed);
+  }
+  return Algorithm(found);
+}
+
+void set_active_algorithm(const char* name) { chosen_algorithm.store(int(algorithm_named(name)), std::memory_order_relaxed); }
+
+std::string describe_plan(const Problem& p, DType dtype, bool backward, const Options& options) {
+  const Direction direction = backward ? Direction::input_grad : Direction::forward;
+  const auto contiguous = [&](int64_t c, int64_t d, int64_t h, int64_t w) { return View{nullptr, dtype, {c * d * h * w, d * h * w, h * w, w, 1}}; };
+  const auto& a = p.axis;
+  const View x = contiguous(p.in_channels, a[0].input, a[1].input, a[2].input),
+             w = contiguous(p.out_channels / p.groups, a[0].kernel, a[1].kernel, a[2].kernel),
+             y = contiguous(p.out_channels, a[0].output, a[1].output, a[2].output);
+  const View &source = backward ? y : x, &target = backward ? x : y;
+  const auto kept = dtype == DType::float64 ? plan_for<double>(p, direction, source, w, target, options, active_kernels())
+                                            : plan_for<float>(p, direction, source, w, target, options, active_kernels());
+  if (!kept->plan) return "nothing but the bias: no tap reaches the output";
+  char cycles[64];
+  std::snprintf(cycles, sizeof cycles, "; %.3g cycles expected", kept->plan->cycles);
+  return kept->plan->describe() + cycles;
+}
 
 void forward(const Problem& p, const View& x, const View& w, const View* bias, const View& y, const Options& options) {
   run(p, Direction::forward, x, w, y, bias, options);

@@ -15,6 +15,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "geometry.h"
@@ -49,12 +50,22 @@ class PackedPanels {
 // What lies on the lanes and rows of a tile. All give the same bits; `automatic` asks the cost model. `phased` is `spatial` where it does not apply.
 enum class Family : int { automatic, spatial, phased, channels };
 
+// How products are formed. Each has bits of its own; `automatic` chooses by layer and image size. `two_tap` takes it wherever it applies.
+enum class Algorithm : int { automatic, direct, two_tap };
+
+// TCONV3D_ALGORITHM, else automatic. Throws std::invalid_argument naming the choices.
+Algorithm active_algorithm();
+void set_active_algorithm(const char* name);
+
 struct Options {
   int threads = 1;
-  Family family = Family::automatic;
+  Family family = Family::automatic;  // any but automatic: the direct method
   PackedPanels* packed = nullptr;
   std::function<bool()> stop;  // polled between tasks; true ends the call with Interrupted
 };
+
+// What forward (or, `backward`, input_grad) of float32 or float64 arrays, C-contiguous, would run, and the cycles that the cost model expects.
+std::string describe_plan(const Problem&, DType, bool backward, const Options&);
 
 void forward(const Problem&, const View& x, const View& w, const View* bias, const View& y, const Options&);
 void input_grad(const Problem&, const View& gy, const View& w, const View& gx, const Options&);

@@ -4,8 +4,10 @@
 //     target[n, g*columns + m, first + j*step] = bias + sum over taps t, channels c of  source[n, g*channels + c, ...] * w(g, c, m, t)
 #pragma once
 
+#include <initializer_list>
 #include <limits>
 #include <memory>
+#include <string>
 
 #include "engine.h"
 
@@ -20,6 +22,12 @@ struct Gather {
   int64_t weight_group, weight_channel, weight_column;  // strides of w in g, c and m
   std::array<int64_t, 3> weight_tap, weight_kernel;     // strides and sizes of the kernel's axes
 };
+
+// The same operation with its targets ordered another way.
+inline Gather with_axes(const Gather& g, const std::array<AxisPlan, 3>& axis) {
+  return {g.batch, g.groups,       g.channels,       g.columns,       axis,         g.source,       g.weight, g.target,
+          g.bias,  g.weight_group, g.weight_channel, g.weight_column, g.weight_tap, g.weight_kernel};
+}
 
 // A phase of all three axes. Its taps are the product of the axes' taps, kernel d, h, w ascending: the order of the reduction.
 using Combo = std::array<const Phase*, 3>;
@@ -45,6 +53,7 @@ class Plan {
  public:
   virtual ~Plan() = default;
   virtual void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const = 0;
+  virtual std::string describe() const = 0;  // for people: method, tile, block
   double cycles = std::numeric_limits<double>::infinity();
 };
 
@@ -61,6 +70,20 @@ template <class T>
 std::unique_ptr<Plan> plan_channels(const Gather&, const PlanContext&);
 template <class T>
 std::unique_ptr<Plan> plan_phased(const Problem&, const Gather&, const PlanContext&);  // forward only
+
+// The axes on which the two-tap method pays, a bit for each (1 for d, 2 for h, 4 for w); 0: none.
+int two_tap_axes(const Gather&);
+// The axes on which it applies at all.
+int most_two_tap_axes(const Gather&);
+template <class T>
+std::unique_ptr<Plan> plan_two_tap(const Gather&, const PlanContext&, int axes);
+
+// "4 x 8 x 32"
+inline std::string by(std::initializer_list<int64_t> sizes) {
+  std::string text;
+  for (int64_t n : sizes) text += (text.empty() ? "" : " x ") + std::to_string(n);
+  return text;
+}
 
 // body(task, scratch) for every task, each thread with scratch of so many elements of its own.
 template <class T, class F>

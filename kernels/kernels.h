@@ -4,6 +4,7 @@
 
 #include "pack.h"
 #include "tile.h"
+#include "transform.h"
 
 namespace tconv3d {
 namespace TCONV3D_ISA {
@@ -53,6 +54,10 @@ static void fill_tiles(TileKernels<T>& k) {
   fill_vectors<T, 4>(k);
   fill_vectors<T, 6>(k);
   fill_vectors<T, 8>(k);
+  k.split_pairs = split_pairs<T>;
+  k.subtract_rows = subtract_rows<T>;
+  k.add_runs = add_runs<T>;
+  k.add_shared = add_shared<T>;
   k.load_run = load_run<T>;
   k.load_rows = load_rows<T>;
   k.store_run = store_run<T>;

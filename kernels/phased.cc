@@ -16,6 +16,9 @@ class PhasedPlan : public Plan {
   int64_t phases_h = 1, columns = 1, vectors = 1;
 
   void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
+  std::string describe() const override {
+    return "direct, positions on the lanes, phases on the rows: " + region.describe() + "; tiles of " + by({2 * phases_h * columns, vectors}) + " vectors";
+  }
 };
 
 bool aligns(const Axis& a) { return a.stride == 2 && a.dilation == 1 && a.kernel >= 2; }
@@ -23,11 +26,6 @@ bool aligns(const Axis& a) { return a.stride == 2 && a.dilation == 1 && a.kernel
 // The axes with w (and h) cut into phases that share their samples.
 std::array<AxisPlan, 3> aligned(const Problem& p, const Gather& g, int64_t phases_h) {
   return {g.axis[0], phases_h == 2 ? aligned_forward_axis(p.axis[1]) : g.axis[1], aligned_forward_axis(p.axis[2])};
-}
-
-Gather with_axes(const Gather& g, const std::array<AxisPlan, 3>& axis) {
-  return {g.batch, g.groups,       g.channels,       g.columns,       axis,         g.source,       g.weight, g.target,
-          g.bias,  g.weight_group, g.weight_channel, g.weight_column, g.weight_tap, g.weight_kernel};
 }
 
 // Steps of one phase of d (and, with phases_h == 1, of h): taps ascending, channels inside. f(d tap, h taps of the first phase, ...) gives
@@ -81,7 +79,8 @@ void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernel
       }
     }
   const int64_t tasks = p.region.tasks(g);
-  p.cycles = parallel_cycles(double(tasks) * (best + transfer_cycles(g, work, p.region)), tasks, threads);
+  const double panels = panel_cycles(double(g.columns * g.channels * work.taps) * sizeof(T));
+  p.cycles = parallel_cycles(double(tasks) * (best + panels + transfer_cycles(g, work, p.region)), tasks, threads);
 }
 
 // One tile's phases: of d, and of h together.

@@ -15,6 +15,9 @@ class SpatialPlan : public Plan {
   int64_t vectors = 1, columns_cut = 1;
 
   void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
+  std::string describe() const override {
+    return "direct, positions on the lanes: " + region.describe() + "; " + by({columns_cut}) + " column tiles of " + by({vectors}) + " vectors";
+  }
 };
 
 // Picks vectors and the number of column tiles for a block, and adds up its cycles.

@@ -63,6 +63,15 @@ struct LaneProduct {
   bool accumulate;
 };
 
+// Rows b0 s0 b1 s1 b2 ... cut into the samples and differences of the two-tap method (transform.h); null: not wanted.
+template <class T>
+struct PairSplit {
+  const T* src;
+  int64_t src_pitch;
+  T *sample, *previous, *next, *before, *after;
+  int64_t pitch, rows, n;
+};
+
 // Rows of a packed region, zeros around them.
 template <class T>
 struct RowsLoad {
@@ -115,6 +124,10 @@ struct TileKernels {
   void (*phased[3][3][kMaxVectors + 1])(const PhasedTile<T>&);            // [phases h][columns][vectors], 1 or 2 phases and columns, always 2 phases w
   void (*pointer[kMaxVectors + 1][kMaxPointerRows + 1])(const PointerTile<T>&);
   void (*lane_product[kMaxVectors + 1])(const LaneProduct<T>&);
+  void (*split_pairs)(const PairSplit<T>&);
+  void (*subtract_rows)(T* dst, int64_t dst_pitch, const T* a, const T* b, int64_t src_pitch, int64_t rows, int64_t n);
+  void (*add_runs)(T* dst, const T* a, const T* b, int64_t n);
+  void (*add_shared)(T* first, T* second, const T* shared, int64_t n);
   // dst[i * dst_stride] = src[i * src_stride], widened
   void (*load_run)(T* dst, int64_t dst_stride, const void* src, int64_t src_stride, int64_t n, DType);
   void (*load_rows)(const RowsLoad<T>&, DType);

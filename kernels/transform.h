@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// The additions of the two-tap method (two_tap_axis.h), before and after its products.
+#pragma once
+
+#include "isa/isa.h"
+#include "vec.h"
+
+namespace tconv3d {
+namespace TCONV3D_ISA {
+
+// f(i, n): whole vectors at i, then one of n < kLanes elements.
+template <class T, class F>
+static inline __attribute__((always_inline)) void for_each_vector(int64_t n, F f) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) f(i, int64_t(kLanes<T>));
+  if (i < n) f(i, n - i);
+}
+
+template <class T>
+static inline void store_part(T* p, Vec<T> v, int64_t n) {
+  if (n == kLanes<T>)
+    store<T>(p, v);
+  else
+    store_first<T>(p, v, n);
+}
+
+// Rows of samples b0 s0 b1 s1 b2 ...: sample[i] = s_i, previous[i] = b_i, next[i] = b_(i+1), before[i] = b_i - s_i, after[i] = b_(i+1) - s_i; those that are
+// null are left out. Reads whole vectors past the end of a row.
+template <class T>
+static void split_pairs(const PairSplit<T>& a) {
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const T* const src = a.src + r * a.src_pitch;
+    const int64_t to = r * a.pitch;
+    for_each_vector<T>(a.n, [&](int64_t i, int64_t n) {
+      const T* const p = src + 2 * i;
+      const Vec<T> v0 = load<T>(p), v1 = load<T>(p + kLanes<T>), w0 = load<T>(p + 2), w1 = load<T>(p + 2 + kLanes<T>);
+      const Vec<T> b = unzip<T, 0>(v0, v1), s = unzip<T, 1>(v0, v1), next = unzip<T, 0>(w0, w1);
+      if (a.sample) store_part<T>(a.sample + to + i, s, n);
+      if (a.previous) store_part<T>(a.previous + to + i, b, n);
+      if (a.next) store_part<T>(a.next + to + i, next, n);
+      if (a.before) store_part<T>(a.before + to + i, b - s, n);
+      if (a.after) store_part<T>(a.after + to + i, next - s, n);
+    });
+  }
+}
+
+// dst[r*dst_pitch + i] = a[r*src_pitch + i] - b[r*src_pitch + i], or a alone where b is null
+template <class T>
+static void subtract_rows(T* dst, int64_t dst_pitch, const T* a, const T* b, int64_t src_pitch, int64_t rows, int64_t n) {
+  for (int64_t r = 0; r < rows; ++r, dst += dst_pitch, a += src_pitch) {
+    if (b) {
+      for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, load<T>(a + i) - load<T>(b + i), m); });
+      b += src_pitch;
+    } else {
+      for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, load<T>(a + i), m); });
+    }
+  }
+}
+
+// dst[i] = a[i] + b[i], or a alone where b is null
+template <class T>
+static void add_runs(T* dst, const T* a, const T* b, int64_t n) {
+  if (b)
+    for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, load<T>(a + i) + load<T>(b + i), m); });
+  else
+    for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, load<T>(a + i), m); });
+}
+
+// first[i] += shared[i], second[i] += shared[i]
+template <class T>
+static void add_shared(T* first, T* second, const T* shared, int64_t n) {
+  for_each_vector<T>(n, [&](int64_t i, int64_t m) {
+    const Vec<T> s = load<T>(shared + i);
+    store_part<T>(first + i, load<T>(first + i) + s, m);
+    store_part<T>(second + i, load<T>(second + i) + s, m);
+  });
+}
+
+}  // namespace TCONV3D_ISA
+}  // namespace tconv3d
