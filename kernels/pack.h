@@ -116,12 +116,15 @@ static void load_run(T* dst, int64_t ds, const void* src, int64_t ss, int64_t n,
 
 // A row of n elements between zeros; a tail repeats the last full vector.
 template <class T, class S>
-static inline void load_row(T* dst, int64_t left, int64_t right, const void* src, int64_t ss, int64_t n) {
+static inline void load_row(T* dst, int64_t left, int64_t right, const void* src, int64_t ss, int64_t n, int64_t ahead) {
   for (int64_t i = 0; i < left; ++i) dst[i] = 0;
   dst += left;
   if (sizeof(S) == sizeof(T) && ss == 1 && n >= kLanes<T>) {
     const T* from = static_cast<const T*>(src);
-    for (int64_t i = 0; i + kLanes<T> <= n; i += kLanes<T>) store<T>(dst + i, load<T>(from + i));
+    for (int64_t i = 0; i + kLanes<T> <= n; i += kLanes<T>) {
+      __builtin_prefetch(from + ahead + i);
+      store<T>(dst + i, load<T>(from + i));
+    }
     store<T>(dst + n - kLanes<T>, load<T>(from + n - kLanes<T>));
   } else {
     load_run_of<T, S>(dst, 1, src, ss, n);
@@ -136,7 +139,7 @@ static void load_rows(const RowsLoad<T>& a, DType dtype) {
     using S = decltype(s);
     T* dst = a.dst;
     const char* src = static_cast<const char*>(a.src);
-    for (int64_t r = 0; r < a.rows; ++r, dst += a.pitch, src += a.row_stride * int64_t(sizeof(S))) load_row<T, S>(dst, a.left, a.right, src, a.stride, a.n);
+    for (int64_t r = 0; r < a.rows; ++r, dst += a.pitch, src += a.row_stride * int64_t(sizeof(S))) load_row<T, S>(dst, a.left, a.right, src, a.stride, a.n, a.ahead);
   });
 }
 

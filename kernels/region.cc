@@ -132,6 +132,7 @@ void Region<T>::pack(const Block& b, T* region) const {
   job.pitch = p_.pitch;
   job.stride = g_.axis[2].source_step * source.stride[4];
   job.row_stride = g_.axis[1].source_step * source.stride[3];
+  job.ahead = source.stride[1];
   each(2, [&](int64_t segment, int64_t, int64_t pitch, const Inside& w) {
     job.left = w.begin;
     job.right = pitch - w.end;

@@ -90,6 +90,8 @@ class SpatialRun {
     SpatialTile<T> job;
     job.tap_offset = tap_offsets_[set_index].data();
     job.taps = set.phases.taps;
+    job.weight_offset = nullptr;
+    job.weight_step = tile.width;
     job.channel_stride = p_.region.channel_stride;
     job.ldc = ldc_;
     for (int64_t channel = 0; channel < g_.channels; channel += panels_.chunk()) {

@@ -177,11 +177,13 @@ class TwoTapRun {
     SpatialTile<T> job;
     job.tap_offset = offsets.data();
     job.taps = int64_t(offsets.size());
+    job.weight_offset = nullptr;
     job.channel_stride = region_.channel_stride();
     job.ldc = ldc_;
     for (size_t t = first; t < last(first); ++t) {
       const ColumnTile& tile = cut_[t];
       const auto kernel = k_.spatial[p_.vectors][tile.width];
+      job.weight_step = tile.width;
       for (int64_t channel = 0; channel < g_.channels; channel += panels_.chunk()) {
         job.weights = panels_.template at<T>(b.group, tile, channel, d.list, h.list, w.list);
         job.channels = std::min(panels_.chunk(), g_.channels - channel);

@@ -77,7 +77,8 @@ void TwoTapRegion<T>::transform_rows(const Block& b, const View& source, int64_t
                              g_.axis[1].source_step * source.stride[3],
                              g_.axis[2].source_step * source.stride[4],
                              h.end - h.begin,
-                             w.end - w.begin};
+                             w.end - w.begin,
+                             source.stride[1]};
       k_.load_rows(load, source.dtype);
       if (axes_[2].step == 2) k_.split_pairs(split);
     }

@@ -13,7 +13,9 @@ namespace tconv3d {
 namespace {
 
 constexpr int64_t kChain = 1024;                   // terms added in one chain of multiply-adds
-constexpr int64_t kBlockBytes = int64_t(1) << 20;  // packed bytes of a block: fixed, since it fixes the order of additions
+// Packed bytes of a block, by the shape alone since they fix the order of additions. Sums that outgrow the second-level cache are read and written
+// anew for each block, so then blocks are larger: 3dgan_l2, whose sums take 33 MB, 55 to 45 ms.
+constexpr int64_t kBlockBytes = int64_t(1) << 20, kLargeBlockBytes = int64_t(8) << 20, kLargeSumsBytes = int64_t(4) << 20;
 
 struct Side {
   const View* view;
@@ -39,16 +41,19 @@ class WeightGrad {
     lanes_are_input_ = shape(grad.channels, input.channels) < shape(input.channels, grad.channels);
     rows_ = lanes_are_input_ ? grad : input;
     lanes_ = lanes_are_input_ ? input : grad;
-    shape(rows_.channels, lanes_.channels);
+    // Few channels of grad_output on the rows: the taps along w join them, neighbours in memory as well.
+    const bool merges = p.groups == 1 && lanes_are_input_ && rows_.channels <= kMergedChannels && p.axis[2].dilation == 1;
+    row_taps_ = merges ? p.axis[2].kernel : 1;
+    shape(row_taps_ * rows_.channels, lanes_.channels);
     // One channel in and out per group: the groups themselves go on the lanes of both operands.
     depthwise_ = p.groups > 1 && rows_.channels == 1 && lanes_.channels == 1;
     if (depthwise_) tile_vectors_ = kVectors;
-    block_ = block_size();
     lane_channels_ = depthwise_ ? p.groups : lanes_.channels;
     outer_groups_ = depthwise_ ? 1 : p.groups;
     padded_lanes_ = ceil_div(lane_channels_, k_.lanes) * k_.lanes;
     taps_ = 1;
     for (const Axis& a : p.axis) taps_ *= a.kernel;
+    block_ = block_size();
   }
 
   void run() {
@@ -74,13 +79,14 @@ class WeightGrad {
 
  private:
   static constexpr int64_t kVectors = 4;
+  static constexpr int64_t kMergedChannels = 4;
 
   // The tile for so many channels on the rows and on the lanes, and its cycles for one position.
   double shape(int64_t rows, int64_t lanes) {
     double best = std::numeric_limits<double>::infinity();
     for (int64_t v = 1; v <= kVectors; ++v)
-      for (int64_t r = 1; r <= kMaxPointerRows && r <= rows; ++r) {
-        if (!k_.pointer[v][r]) continue;
+      for (int64_t r = 1; r <= kMaxRows && r <= rows; ++r) {
+        if (!k_.spatial[v][r]) continue;
         const double cycles = double(ceil_div(rows, r) * ceil_div(lanes, v * k_.lanes)) * step_cycles(r, v, 1, k_.lanes * int64_t(sizeof(T)));
         if (cycles < best) best = cycles, tile_rows_ = r, tile_vectors_ = v;
       }
@@ -113,13 +119,15 @@ class WeightGrad {
 
   std::array<int64_t, 3> block_size() {
     const int64_t extent[3] = {p_.batch, p_.axis[0].input, p_.axis[1].input};
+    const int64_t sums = taps_ * p_.groups * rows_.channels * lanes_.channels * int64_t(sizeof(T));
+    const int64_t most = sums > kLargeSumsBytes ? kLargeBlockBytes : kBlockBytes;
     block_ = {1, 1, 1};
     for (int a = 2; a >= 0; --a) {
       int64_t& size = block_[size_t(a)];
       while (size < extent[a]) {
         const int64_t before = size;
         size = std::min(extent[a], size * 2);
-        if ((capacity(true) + capacity(false)) * int64_t(sizeof(T)) <= kBlockBytes) continue;
+        if ((capacity(true) + capacity(false)) * int64_t(sizeof(T)) <= most) continue;
         size = before;
         return block_;
       }
@@ -132,8 +140,8 @@ class WeightGrad {
     pack(b, false);
     const int64_t lane_tiles = ceil_div(padded_lanes_, tile_vectors_ * k_.lanes);
     parallel_for(
-        taps_ * outer_groups_ * lane_tiles, options_.threads,
-        [&](int64_t task, int) { multiply(b, task / lane_tiles / outer_groups_, task / lane_tiles % outer_groups_, task % lane_tiles); }, options_.stop);
+        taps_ / row_taps_ * outer_groups_ * lane_tiles, options_.threads,
+        [&](int64_t task, int) { multiply(b, task / lane_tiles / outer_groups_ * row_taps_, task / lane_tiles % outer_groups_, task % lane_tiles); }, options_.stop);
   }
 
   void pack(const Block& b, bool input) {
@@ -151,16 +159,43 @@ class WeightGrad {
         options_.stop);
   }
 
-  // All row tiles of one tap, group and lane tile.
+  // The sums of one tap, or of a row of the kernel where its taps lie on the rows, for one group and lane tile.
   void multiply(const Block& b, int64_t tap, int64_t group, int64_t lane_tile) const {
-    const Axis &ad = p_.axis[0], &ah = p_.axis[1], &aw = p_.axis[2];
+    const Axis &ah = p_.axis[1], &aw = p_.axis[2];
     const int64_t kw = tap % aw.kernel, kh = tap / aw.kernel % ah.kernel, kd = tap / aw.kernel / ah.kernel;
-    // w positions whose output exists: 0 <= i*stride + shift < output
+    if (row_taps_ == 1) {
+      const auto [begin, end] = reach(kw);
+      multiply(b, {kd, kh, kw}, begin, end, rows_.channels, group, lane_tile, first_);
+      return;
+    }
+    int64_t begin = 0, end = aw.input;
+    for (int64_t k = 0; k < row_taps_; ++k) {
+      begin = std::max(begin, reach(k)[0]);
+      end = std::min(end, reach(k)[1]);
+    }
+    end = std::max(begin, end);
+    multiply(b, {kd, kh, 0}, begin, end, row_taps_ * rows_.channels, group, lane_tile, first_);
+    for (int64_t k = 0; k < row_taps_; ++k) {  // at the edges, tap by tap
+      const auto [first, last] = reach(k);
+      if (first < std::min(begin, last)) multiply(b, {kd, kh, k}, first, std::min(begin, last), rows_.channels, group, lane_tile, false);
+      if (std::max(end, first) < last) multiply(b, {kd, kh, k}, std::max(end, first), last, rows_.channels, group, lane_tile, false);
+    }
+  }
+
+  // The w positions whose output for tap k exists: 0 <= i*stride + shift < output.
+  std::array<int64_t, 2> reach(int64_t k) const {
+    const Axis& a = p_.axis[2];
+    const int64_t shift = k * a.dilation - a.crop, begin = std::clamp<int64_t>(ceil_div(-shift, a.stride), 0, a.input);
+    return {begin, std::clamp<int64_t>(ceil_div(a.output - shift, a.stride), begin, a.input)};
+  }
+
+  // `rows` from the first channel of `tap` on, positions begin <= i < end along w. `set`: the first of all products.
+  void multiply(const Block& b, const std::array<int64_t, 3>& tap, int64_t begin, int64_t end, int64_t rows, int64_t group, int64_t lane_tile, bool set) const {
+    const Axis &ad = p_.axis[0], &ah = p_.axis[1], &aw = p_.axis[2];
+    const auto [kd, kh, kw] = tap;
     const int64_t shift = kw * aw.dilation - aw.crop;
-    const int64_t begin = std::clamp<int64_t>(ceil_div(-shift, aw.stride), 0, aw.input),
-                  end = std::clamp<int64_t>(ceil_div(aw.output - shift, aw.stride), begin, aw.input);
     const int64_t first_lane = lane_tile * tile_vectors_ * k_.lanes, vectors = std::min(tile_vectors_, (padded_lanes_ - first_lane) / k_.lanes);
-    T* const sums = sums_ + (tap * outer_groups_ + group) * rows_.channels * padded_lanes_ + first_lane;
+    T* const sums = sums_ + (((kd * ah.kernel + kh) * aw.kernel + kw) * outer_groups_ + group) * rows_.channels * padded_lanes_ + first_lane;
     const Lines in = lines(b, true), out = lines(b, false);
     std::vector<const T*> x, gy;
     for (int64_t n = 0; n < b.size[0] && begin < end; ++n)
@@ -172,21 +207,35 @@ class WeightGrad {
           gy.push_back(grad_ + (((n * out.depth + od - out.from_d) * out.rows + oh - out.from_h) * out.width + begin * aw.stride + shift) * p_.out_channels +
                        group * (p_.out_channels / p_.groups));
         }
-    const int64_t input_step = p_.in_channels, grad_step = p_.out_channels * aw.stride;
+    int64_t steps = end - begin, input_step = p_.in_channels, grad_step = p_.out_channels * aw.stride;
+    if (steps == 1) lines_to_steps(x, gy, &steps, &input_step, &grad_step);
     if (depthwise_)
-      multiply_lanes(std::move(x), std::move(gy), end - begin, input_step, grad_step, first_lane, vectors, sums);
+      multiply_lanes(std::move(x), std::move(gy), steps, input_step, grad_step, first_lane, vectors, sums);
     else if (lanes_are_input_)
-      multiply_tiles(gy, x, end - begin, grad_step, input_step, first_lane, vectors, sums);
+      multiply_tiles(gy, x, steps, grad_step, input_step, rows, first_lane, vectors, sums, set);
     else
-      multiply_tiles(x, gy, end - begin, input_step, grad_step, first_lane, vectors, sums);
+      multiply_tiles(x, gy, steps, input_step, grad_step, rows, first_lane, vectors, sums, set);
+  }
+
+  // Lines of one position each that follow at equal distances become the steps of one line: the images of 1x1x1 inputs, in the same order.
+  static void lines_to_steps(std::vector<const T*>& x, std::vector<const T*>& gy, int64_t* steps, int64_t* x_step, int64_t* gy_step) {
+    if (x.size() < 2) return;
+    const int64_t dx = x[1] - x[0], dgy = gy[1] - gy[0];
+    for (size_t i = 2; i < x.size(); ++i)
+      if (x[i] - x[i - 1] != dx || gy[i] - gy[i - 1] != dgy) return;
+    *steps = int64_t(x.size());
+    *x_step = dx;
+    *gy_step = dgy;
+    x.resize(1);
+    gy.resize(1);
   }
 
   // Calls f(first line, lines, first step, steps, accumulate) for slices of at most kChain terms: the error grows with a slice and not with all
   // positions. The slices depend on the shape alone. One empty slice where there is nothing, so that the first block sets its sums.
   template <class F>
-  void for_each_slice(int64_t lines, int64_t steps, F f) const {
+  void for_each_slice(int64_t lines, int64_t steps, bool set, F f) const {
     const int64_t most_steps = std::clamp<int64_t>(steps, 1, kChain), most_lines = std::max<int64_t>(1, kChain / most_steps);
-    bool accumulate = !first_;
+    bool accumulate = !set;
     for (int64_t step = 0; step == 0 || step < steps; step += most_steps)
       for (int64_t line = 0; line == 0 || line < lines; line += most_lines) {
         f(line, std::min(most_lines, lines - line), step, std::min(most_steps, steps - step), accumulate);
@@ -197,7 +246,7 @@ class WeightGrad {
   void multiply_lanes(std::vector<const T*> x, std::vector<const T*> gy, int64_t steps, int64_t x_step, int64_t gy_step, int64_t first_lane, int64_t vectors,
                       T* sums) const {
     std::vector<const T*> from_x(x.size()), from_gy(gy.size());
-    for_each_slice(int64_t(x.size()), steps, [&](int64_t line, int64_t lines, int64_t step, int64_t count, bool accumulate) {
+    for_each_slice(int64_t(x.size()), steps, first_, [&](int64_t line, int64_t lines, int64_t step, int64_t count, bool accumulate) {
       for (size_t i = size_t(line); i < size_t(line + lines); ++i) {
         from_x[i] = x[i] + first_lane + step * x_step;
         from_gy[i] = gy[i] + first_lane + step * gy_step;
@@ -207,18 +256,23 @@ class WeightGrad {
   }
 
   void multiply_tiles(const std::vector<const T*>& row_lines, const std::vector<const T*>& lane_lines, int64_t steps, int64_t row_step, int64_t lane_step,
-                      int64_t first_lane, int64_t vectors, T* sums) const {
-    std::vector<int64_t> lane_offset(lane_lines.size());
-    for (size_t i = 0; i < lane_lines.size(); ++i) lane_offset[i] = lane_lines[i] - lane_lines[0];
-    std::vector<const T*> pointers(row_lines.size() * size_t(tile_rows_));
-    for (int64_t row = 0; row < rows_.channels; row += tile_rows_) {
-      const int64_t rows = std::min(tile_rows_, rows_.channels - row);
-      for_each_slice(int64_t(row_lines.size()), steps, [&](int64_t line, int64_t lines, int64_t step, int64_t count, bool accumulate) {
-        for (int64_t i = line; i < line + lines; ++i)
-          for (int64_t r = 0; r < rows; ++r) pointers[size_t(i * rows + r)] = row_lines[size_t(i)] + row + r + step * row_step;
-        const T* lanes = lane_lines.empty() ? nullptr : lane_lines[0] + first_lane + step * lane_step;
-        k_.pointer[vectors][rows]({pointers.data() + line * rows, lanes, lane_offset.data() + line, lines, count, row_step, lane_step,
-                                   sums + row * padded_lanes_, padded_lanes_, accumulate});
+                      int64_t all_rows, int64_t first_lane, int64_t vectors, T* sums, bool set) const {
+    if (lane_lines.empty()) {
+      if (set)
+        for (int64_t row = 0; row < all_rows; ++row)
+          std::memset(static_cast<void*>(sums + row * padded_lanes_), 0, size_t(vectors * k_.lanes) * sizeof(T));
+      return;
+    }
+    std::vector<int64_t> row_offset(row_lines.size()), lane_offset(lane_lines.size());
+    for (size_t i = 0; i < lane_lines.size(); ++i) {
+      row_offset[i] = row_lines[i] - row_lines[0];
+      lane_offset[i] = lane_lines[i] - lane_lines[0];
+    }
+    for (int64_t row = 0; row < all_rows; row += tile_rows_) {
+      const int64_t rows = std::min(tile_rows_, all_rows - row);
+      for_each_slice(int64_t(row_lines.size()), steps, set, [&](int64_t line, int64_t lines, int64_t step, int64_t count, bool accumulate) {
+        k_.spatial[vectors][rows]({row_lines[0] + row + step * row_step, row_offset.data() + line, row_step, lane_lines[0] + first_lane + step * lane_step,
+                                   lane_offset.data() + line, lines, count, lane_step, sums + row * padded_lanes_, padded_lanes_, accumulate});
       });
     }
   }
@@ -254,6 +308,7 @@ class WeightGrad {
   const View& gw_;
   Side rows_, lanes_;
   bool lanes_are_input_, depthwise_, first_ = true;
+  int64_t row_taps_ = 1;  // taps along w that share a tile
   int64_t tile_rows_ = 1, tile_vectors_ = 1, padded_lanes_, lane_channels_, outer_groups_, taps_;
   std::array<int64_t, 3> block_;
   T *sums_ = nullptr, *input_ = nullptr, *grad_ = nullptr;

@@ -16,9 +16,11 @@ constexpr int kMaxPointerRows = 8;  // row pointers that stay in general registe
 
 template <class T>
 struct SpatialTile {
-  const T* weights;           // [tap][channel][row]
-  const T* region;            // packed input, at this tile's first position
-  const int64_t* tap_offset;  // [taps], elements
+  const T* weights;              // [tap][channel][row]
+  const int64_t* weight_offset;  // [taps], elements; null: tap after tap
+  int64_t weight_step;           // from channel to channel; the number of rows where packed
+  const T* region;               // packed input, at this tile's first position
+  const int64_t* tap_offset;     // [taps], elements
   int64_t taps, channels, channel_stride;
   T* c;
   int64_t ldc;
@@ -79,6 +81,7 @@ struct RowsLoad {
   int64_t pitch, left, right;
   const void* src;
   int64_t row_stride, stride, rows, n;
+  int64_t ahead;  // elements from these rows to the ones that the next call reads, fetched meanwhile
 };
 
 // Rows of the output: in each, `phases` runs of accumulators become one interleaved run of stored elements, bias added.
