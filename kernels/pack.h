@@ -139,7 +139,8 @@ static void load_rows(const RowsLoad<T>& a, DType dtype) {
     using S = decltype(s);
     T* dst = a.dst;
     const char* src = static_cast<const char*>(a.src);
-    for (int64_t r = 0; r < a.rows; ++r, dst += a.pitch, src += a.row_stride * int64_t(sizeof(S))) load_row<T, S>(dst, a.left, a.right, src, a.stride, a.n, a.ahead);
+    for (int64_t r = 0; r < a.rows; ++r, dst += a.pitch, src += a.row_stride * int64_t(sizeof(S)))
+      load_row<T, S>(dst, a.left, a.right, src, a.stride, a.n, a.ahead);
   });
 }
 

@@ -12,7 +12,7 @@ namespace tconv3d {
 
 namespace {
 
-constexpr int64_t kChain = 1024;                   // terms added in one chain of multiply-adds
+constexpr int64_t kChain = 1024;  // terms added in one chain of multiply-adds
 // Packed bytes of a block, by the shape alone since they fix the order of additions. Sums that outgrow the second-level cache are read and written
 // anew for each block, so then blocks are larger: 3dgan_l2, whose sums take 33 MB, 55 to 45 ms.
 constexpr int64_t kBlockBytes = int64_t(1) << 20, kLargeBlockBytes = int64_t(8) << 20, kLargeSumsBytes = int64_t(4) << 20;
@@ -141,7 +141,8 @@ class WeightGrad {
     const int64_t lane_tiles = ceil_div(padded_lanes_, tile_vectors_ * k_.lanes);
     parallel_for(
         taps_ / row_taps_ * outer_groups_ * lane_tiles, options_.threads,
-        [&](int64_t task, int) { multiply(b, task / lane_tiles / outer_groups_ * row_taps_, task / lane_tiles % outer_groups_, task % lane_tiles); }, options_.stop);
+        [&](int64_t task, int) { multiply(b, task / lane_tiles / outer_groups_ * row_taps_, task / lane_tiles % outer_groups_, task % lane_tiles); },
+        options_.stop);
   }
 
   void pack(const Block& b, bool input) {
@@ -259,8 +260,7 @@ class WeightGrad {
                       int64_t all_rows, int64_t first_lane, int64_t vectors, T* sums, bool set) const {
     if (lane_lines.empty()) {
       if (set)
-        for (int64_t row = 0; row < all_rows; ++row)
-          std::memset(static_cast<void*>(sums + row * padded_lanes_), 0, size_t(vectors * k_.lanes) * sizeof(T));
+        for (int64_t row = 0; row < all_rows; ++row) std::memset(static_cast<void*>(sums + row * padded_lanes_), 0, size_t(vectors * k_.lanes) * sizeof(T));
       return;
     }
     std::vector<int64_t> row_offset(row_lines.size()), lane_offset(lane_lines.size());
