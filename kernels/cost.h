@@ -42,8 +42,8 @@ constexpr double kFirstLevelBytes = 24576;  // what the accumulators may take of
 // on psmnet_conv6 and gwcnet_conv5 as what a call takes beside its tiles.
 constexpr double kTransformedVector = 16;
 constexpr double kSharedVector = 12;
-constexpr double kMostTwoTapBytes = double(int64_t(16) << 20);  // transformed samples of a task
-constexpr double kTwoTapGain = 1.1;                             // what it must promise over the direct method to be taken
+constexpr double kMostTwoTapBytes = double(int64_t(4) << 20);  // transformed samples of a task
+constexpr double kTwoTapGain = 1.05;                           // what it must promise over the direct method to be taken
 
 // Cycles of one image and group, for the choice between the methods. The choice changes the bits of a result, so it depends on the layer and the
 // size of the image alone: not on batch, threads, cache or frozen weights.

@@ -461,3 +461,24 @@ def test_a_plain_call_is_bitten_by_its_fresh_values_alone() -> None:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+# The plan.
+
+
+def test_the_plan_names_method_blocks_and_threads() -> None:
+    layer = "nn.ConvTranspose3d(128, 64, 3, stride=2, padding=1, output_padding=1)"
+    before = tconv3d.get_num_threads()
+    tconv3d.set_num_threads(2)
+    try:
+        text = explain(layer, (1, 128, 12, 16, 32), plan=True)
+    finally:
+        tconv3d.set_num_threads(before)
+    assert "with 2 threads\n  forward         two-tap along dhw\n" in text
+    assert "cycles expected" in text
+    assert "Plan on" not in explain(layer, (1, 128, 12, 16, 32))
+
+
+def test_the_plan_of_a_call_that_no_tap_reaches() -> None:
+    text = explain("nn.ConvTranspose3d(2, 3, 1, stride=3, padding=1, output_padding=2)", (1, 2, 1, 1, 1), plan=True)
+    assert "forward         nothing but the bias" in text

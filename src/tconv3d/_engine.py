@@ -70,11 +70,26 @@ def show_config() -> str:
     return "\n".join(
         (
             f"instruction set  {active_instruction_set()} (this machine and build: {', '.join(instruction_sets())})",
+            f"algorithm        {_core.active_algorithm()}",
             f"threads          {get_num_threads()}",
             f"cache per core   {_core.cache_bytes() // 1024} KiB",
             f"output pool      at most {_core.output_pool_limit() >> 20} MiB idle",
         )
     )
+
+
+def describe_plan(
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    geometry: Geometry,
+    *,
+    double: bool = False,
+    backward: bool = False,
+) -> str:
+    """Say how a forward call (or its input gradient) would run: method, tiles, blocks, expected cycles."""
+    output_size, *rest = geometry_at(geometry)
+    ask: Any = _core.describe_plan
+    return cast("str", ask(input_shape, weight_shape, output_size, *rest, float64=double, backward=backward))
 
 
 class PreparedWeight:

@@ -51,7 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--input", required=True, metavar="N,C,D,H,W", help="input shape (PyTorch: or C,D,H,W)")
     command.add_argument("--output-size", metavar="D,H,W", help="PyTorch's output_size at the call")
-    command.set_defaults(run=lambda options: explain.run(options.layer, options.input, options.output_size))
+    command.add_argument("--plan", action="store_true", help="also how the engine would run it on this machine")
+    command.set_defaults(
+        run=lambda options: explain.run(options.layer, options.input, options.output_size, options.plan)
+    )
 
     command = commands.add_parser("info", help="version, instruction sets, threads, frameworks found")
     command.set_defaults(run=lambda options: info.run())

@@ -47,7 +47,8 @@ View view(std::vector<T>& v, std::array<int64_t, 5> shape) {
 }
 
 template <class T>
-bool run_case(Family family, int threads) {
+bool run_case(Family family, const char* algorithm, int threads) {
+  set_active_algorithm(algorithm);
   const Problem p = draw_problem();
   const int64_t out = p.out_channels / p.groups;
   const std::array<int64_t, 5> xs{p.batch, p.in_channels, p.axis[0].input, p.axis[1].input, p.axis[2].input},
@@ -80,11 +81,14 @@ int main(int argc, char** argv) {
   start_pool();
   start_stores();
   const int cases = argc > 1 ? std::atoi(argv[1]) : 200;
-  const Family families[] = {Family::automatic, Family::spatial, Family::phased, Family::channels};
+  const Family families[] = {Family::automatic, Family::spatial, Family::phased, Family::channels, Family::automatic};
   for (int isa = 0; available_isa(isa); ++isa) {
     set_active_kernels(available_isa(isa));
     int wrong = 0;
-    for (int i = 0; i < cases; ++i) wrong += !(i % 2 ? run_case<float>(families[i / 2 % 4], 1 + i % 3) : run_case<double>(families[i / 2 % 4], 1 + i % 3));
+    for (int i = 0; i < cases; ++i) {
+      const char* const algorithm = i / 2 % 5 == 4 ? "two_tap" : "automatic";
+      wrong += !(i % 2 ? run_case<float>(families[i / 2 % 5], algorithm, 1 + i % 3) : run_case<double>(families[i / 2 % 5], algorithm, 1 + i % 3));
+    }
     std::printf("%s: %d cases, %d wrong\n", available_isa(isa), cases, wrong);
     if (wrong) return 1;
   }

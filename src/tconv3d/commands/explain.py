@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import textwrap
 
+from .._engine import active_instruction_set, describe_plan, get_num_threads
 from . import _diagram
 from ._differences import differences
 from ._equal import EqualCall, pad_modes, to_functional, to_mindspore, to_pytorch
@@ -17,16 +18,23 @@ _PHASES_SHOWN = 9
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
-def run(layer: str, input_shape: str, output_size: str | None = None) -> int:
+def run(layer: str, input_shape: str, output_size: str | None = None, plan: bool = False) -> int:
     """Print the explanation of `layer` on an input of `input_shape`, all three as the user wrote them."""
-    print(explain(layer, parse_shape(input_shape), None if output_size is None else parse_shape(output_size)))
+    print(explain(layer, parse_shape(input_shape), None if output_size is None else parse_shape(output_size), plan))
     return 0
 
 
-def explain(text: str, input_shape: tuple[int, ...], output_size: tuple[int, ...] | None = None) -> str:
-    """The whole explanation. Raises CommandError for a text that is no layer call, or one that its contract refuses."""
+def explain(
+    text: str, input_shape: tuple[int, ...], output_size: tuple[int, ...] | None = None, plan: bool = False
+) -> str:
+    """The whole explanation, with the engine's plans if asked.
+
+    Raises CommandError for a text that is no layer call, or one that its contract refuses.
+    """
     layer = resolve(parse_layer(text), input_shape, output_size)
-    sections = (_cost(layer), _crop(layer), _equal(layer), _bites(layer))
+    sections = [_cost(layer), _crop(layer), _equal(layer), _bites(layer)]
+    if plan:
+        sections.insert(1, _plan(layer))
     return "\n\n".join("\n".join(lines) for lines in sections)
 
 
@@ -44,6 +52,17 @@ def _cost(layer: Layer) -> list[str]:
         f"  multiply-adds  {work:,} that reach the output",
         f"  memory         {memory} ({layer.call.dtype})",
     ]
+
+
+def _plan(layer: Layer) -> list[str]:
+    """How the engine would run the call here: method, tiles, blocks, and the cycles its cost model expects."""
+    lines = [f"Plan on {active_instruction_set()} with {get_num_threads()} threads"]
+    shapes = (layer.batch, *layer.input_shape[-4:]), layer.arguments.weight_shape
+    for name, backward in (("forward", False), ("input gradient", True)):
+        text = describe_plan(*shapes, layer.geometry, double=layer.call.dtype == "float64", backward=backward)
+        head, _, rest = text.partition(": ")
+        lines += [f"  {name:<16}{head}", *(f"{'':18}{part}" for part in rest.split("; ") if part)]
+    return lines
 
 
 def _size(count: int) -> str:

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two-tap method: its choice, its error, its bits, and what differences do to an infinity or a large sample."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import tconv3d
+from tconv3d import _core, reference
+from tconv3d.geometry import Geometry
+
+EPS = float(np.finfo(np.float32).eps)
+FOUR, THREE = (4, 4, 4), (3, 3, 3)
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    algorithm, isa, threads = _core.active_algorithm(), _core.active_instruction_set(), tconv3d.get_num_threads()
+    yield
+    _core.set_algorithm(algorithm)
+    _core.set_instruction_set(isa)
+    tconv3d.set_num_threads(threads)
+
+
+def arguments(g: Geometry) -> tuple[object, ...]:
+    return g.stride, g.dilation, g.crop_front, g.groups
+
+
+def forward(x: np.ndarray, weight: np.ndarray, g: Geometry, algorithm: str) -> np.ndarray:
+    _core.set_algorithm(algorithm)
+    y = np.full((x.shape[0], weight.shape[1] * g.groups, *g.output_size), 77, x.dtype)
+    _core.forward(x, weight, None, y, *arguments(g))
+    return y
+
+
+def input_grad(gy: np.ndarray, weight: np.ndarray, g: Geometry, algorithm: str) -> np.ndarray:
+    _core.set_algorithm(algorithm)
+    gx = np.full((gy.shape[0], weight.shape[0], *g.input_size), 77, gy.dtype)
+    _core.input_grad(gy, weight, gx, *arguments(g))
+    return gx
+
+
+def draw_geometry(rng: np.random.Generator) -> Geometry:
+    size, kernel, stride = (tuple(map(int, rng.integers(low, high, 3))) for low, high in ((1, 12), (2, 8), (1, 4)))
+    dilation = tuple(map(int, rng.choice([1, 1, 1, 2], 3)))
+    loose = Geometry(size, kernel, stride, dilation, (0, 0, 0), (1, 1, 1), int(rng.integers(1, 3)))
+    crop = tuple(int(rng.integers(0, full)) for full in loose.full_size)
+    out = tuple(int(rng.integers(1, full - c + 3)) for full, c in zip(loose.full_size, crop, strict=True))
+    return Geometry(size, kernel, stride, dilation, crop, out, loose.groups)
+
+
+@pytest.mark.parametrize("isa", _core.instruction_sets())
+@pytest.mark.parametrize("seed", range(40))
+def test_integers_are_exact_on_every_geometry_it_applies_to(seed: int, isa: str) -> None:
+    rng = np.random.default_rng(seed)
+    g = draw_geometry(rng)
+    channels, columns = g.groups * rng.integers(1, (40, 30))
+    x = rng.integers(-3, 4, (2, channels, *g.input_size)).astype(np.float32)
+    weight = rng.integers(-3, 4, (channels, columns // g.groups, *g.kernel_size)).astype(np.float32)
+    gy = rng.integers(-3, 4, (2, columns, *g.output_size)).astype(np.float32)
+    _core.set_instruction_set(isa)
+    np.testing.assert_array_equal(forward(x, weight, g, "two_tap"), reference.forward(x, weight, None, g))
+    np.testing.assert_array_equal(input_grad(gy, weight, g, "two_tap"), reference.input_grad(gy, weight, g))
+
+
+LAYERS = {
+    "k4s2": Geometry((7, 8, 9), FOUR, (2, 2, 2), (1, 1, 1), (1, 1, 1), (14, 16, 18), 1),
+    "k3s2": Geometry((7, 8, 9), THREE, (2, 2, 2), (1, 1, 1), (1, 1, 1), (14, 16, 18), 1),
+    "k3s1": Geometry((7, 8, 9), THREE, (1, 1, 1), (1, 1, 1), (1, 1, 1), (7, 8, 9), 1),
+    "k5s2": Geometry((7, 8, 9), (5, 5, 5), (2, 2, 2), (1, 1, 1), (2, 2, 2), (13, 15, 17), 1),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("data", ["normal", "constant", "alternating"])
+def test_the_error_keeps_the_promise(layer: str, data: str) -> None:
+    """Within 4 eps sqrt(terms) of the largest sum of magnitudes, also where differences of neighbors are largest."""
+    g, rng = LAYERS[layer], np.random.default_rng(5)
+    x = {
+        "normal": rng.standard_normal((1, 64, *g.input_size)),
+        "constant": np.full((1, 64, *g.input_size), 0.1),
+        "alternating": rng.standard_normal((1, 64, 1, 1, 1)) * (-1.0) ** np.indices(g.input_size).sum(0),
+    }[data].astype(np.float32)
+    weight = rng.standard_normal((64, 32, *g.kernel_size)).astype(np.float32)
+    exact = reference.forward(x.astype(float), weight.astype(float), None, g)
+    magnitude = reference.forward(abs(x).astype(float), abs(weight).astype(float), None, g).max()
+    terms = 64 * np.prod(np.ceil(np.divide(g.kernel_size, g.stride)))
+    bound = 4 * EPS * terms**0.5 * magnitude
+    np.testing.assert_allclose(forward(x, weight, g, "two_tap"), exact, rtol=0, atol=bound)
+    gy = rng.standard_normal((1, 32, *g.output_size)).astype(np.float32)
+    exact = reference.input_grad(gy.astype(float), weight.astype(float), g)
+    magnitude = reference.input_grad(abs(gy).astype(float), abs(weight).astype(float), g).max()
+    bound = 4 * EPS * (32 * np.prod(g.kernel_size)) ** 0.5 * magnitude
+    np.testing.assert_allclose(input_grad(gy, weight, g, "two_tap"), exact, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("isa", _core.instruction_sets())
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_same_bits_for_threads_batch_and_memory_format(layer: str, dtype: type, isa: str) -> None:
+    g, rng = LAYERS[layer], np.random.default_rng(6)
+    _core.set_instruction_set(isa)
+    x = rng.standard_normal((3, 20, *g.input_size)).astype(dtype)
+    weight = rng.standard_normal((20, 24, *g.kernel_size)).astype(dtype)
+    gy = rng.standard_normal((3, 24, *g.output_size)).astype(dtype)
+    tconv3d.set_num_threads(1)
+    y, gx = forward(x, weight, g, "two_tap"), input_grad(gy, weight, g, "two_tap")
+    for threads in (2, 3, 8):
+        tconv3d.set_num_threads(threads)
+        assert y.tobytes() == forward(x, weight, g, "two_tap").tobytes()
+        assert gx.tobytes() == input_grad(gy, weight, g, "two_tap").tobytes()
+
+    def last(a: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(np.moveaxis(a, 1, -1)).transpose(0, 4, 1, 2, 3)
+
+    assert y.tobytes() == forward(last(x), weight, g, "two_tap").tobytes()
+    assert gx.tobytes() == input_grad(last(gy), weight, g, "two_tap").tobytes()
+    assert y[1:2].tobytes() == forward(x[1:2], weight, g, "two_tap").tobytes()
+    assert gx[1:2].tobytes() == input_grad(gy[1:2], weight, g, "two_tap").tobytes()
+    prepared = tconv3d.prepare(weight, g.stride)
+    for _ in range(2):
+        kept = np.empty_like(y)
+        _core.forward(x, prepared._weight, None, kept, *arguments(g), packed=prepared.packed)
+        assert y.tobytes() == kept.tobytes()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("at", [(3, 4, 4), (2, 3, 4), (0, 0, 0), (6, 7, 8)])
+def test_an_infinity_reaches_its_own_outputs_alone_and_may_arrive_as_nan(layer: str, at: tuple[int, int, int]) -> None:
+    g, rng = LAYERS[layer], np.random.default_rng(7)
+    x = rng.standard_normal((1, 4, *g.input_size)).astype(np.float32)
+    weight = np.ones((4, 8, *g.kernel_size), np.float32)
+    x[(0, 1, *at)] = np.inf
+    marked = np.zeros_like(x)
+    marked[(0, 1, *at)] = 1
+    reached = reference.forward(marked, weight, None, g) != 0
+    two_tap, direct = forward(x, weight, g, "two_tap"), forward(x, weight, g, "direct")
+    np.testing.assert_array_equal(np.isinf(direct), reached)  # direct is the cure: it keeps the infinity
+    np.testing.assert_array_equal(np.isfinite(two_tap), ~reached)
+    if at == (3, 4, 4):
+        assert np.isnan(two_tap[reached]).any()
+
+
+def test_a_one_beside_a_large_sample_is_lost_and_direct_is_the_cure() -> None:
+    """Along one axis x = (1e8, 1): the tap that sees the 1 alone must give 1; a difference of the two has lost it."""
+    g = Geometry((1, 1, 4), (1, 1, 4), (1, 1, 2), (1, 1, 1), (0, 0, 1), (1, 1, 8), 1)
+    x = np.array([0, 1e8, 1, 0], np.float32).reshape(1, 1, 1, 1, 4)
+    weight = np.array([1, 0, 0, 0], np.float32).reshape(1, 1, 1, 1, 4)
+    exact = reference.forward(x.astype(float), weight.astype(float), None, g)
+    np.testing.assert_array_equal(forward(x, weight, g, "direct"), exact)
+    assert np.abs(forward(x, weight, g, "two_tap") - exact).max() <= 4 * EPS * 1e8  # the promise, which 1 is below
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "expected"),
+    [((1, 128, 12, 16, 32), 3, "two-tap"), ((1, 128, 12, 16, 32), 2, "direct"), ((4, 512, 2, 2, 2), 4, "direct")],
+)
+def test_the_choice_by_cost_and_not_by_batch_or_threads(shape: tuple[int, ...], kernel: int, expected: str) -> None:
+    _core.set_algorithm("automatic")
+    output_size = tuple(2 * n for n in shape[2:])
+    weight = (shape[1], 64, kernel, kernel, kernel)
+    crop = (int(kernel > 2),) * 3
+    for batch in (1, 7):
+        for threads in (1, 2, 8):
+            plan = _core.describe_plan(
+                (batch, *shape[1:]), weight, output_size, (2, 2, 2), (1, 1, 1), crop, 1, threads=threads
+            )
+            assert plan.startswith(expected), plan
+
+
+@pytest.mark.parametrize(("value", "expected"), [("direct", "direct"), ("two_tap", "two_tap"), ("", "automatic")])
+def test_the_environment_names_the_algorithm(value: str, expected: str) -> None:
+    code = "from tconv3d import _core; print(_core.active_algorithm())"
+    environment = {**os.environ, "TCONV3D_ALGORITHM": value}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
+
+
+def test_an_unknown_algorithm_is_refused_by_the_first_call() -> None:
+    code = "import numpy as np, tconv3d; x = np.ones((1, 1, 1, 1, 1)); tconv3d.conv_transpose3d(x, x)"
+    environment = {**os.environ, "TCONV3D_ALGORITHM": "winograd"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "TCONV3D_ALGORITHM: 'winograd' is none of automatic, direct, two_tap" in done.stderr
