@@ -101,22 +101,24 @@ Gather gather(const Problem& p, Direction direction, const std::array<AxisPlan, 
 template <class T>
 std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, const View& source, const View& w, const View& target, const Options& options,
                                          const Kernels& kernels) {
-  const PlanContext context{kernels, options.threads, source.stride[1] == 1 && source.element_size() == int64_t(sizeof(T))};
+  const auto is_rows = [](const View& v) { return v.stride[1] == 1 && v.element_size() == int64_t(sizeof(T)); };
+  const PlanContext context{kernels, options.threads, is_rows(source), is_rows(target)};
   const Algorithm algorithm = active_algorithm();
-  std::array<int64_t, 29> key{int64_t(direction),
+  std::array<int64_t, 30> key{int64_t(direction),
                               int64_t(sizeof(T)),
                               int64_t(algorithm),
                               int64_t(options.family),
                               int64_t(reinterpret_cast<intptr_t>(&kernels)),
                               options.threads,
                               context.source_is_rows,
+                              context.target_is_rows,
                               p.batch,
                               p.groups,
                               p.in_channels,
                               p.out_channels};
   for (size_t a = 0; a < 3; ++a) {
     const Axis& x = p.axis[a];
-    std::copy_n(std::array<int64_t, 6>{x.input, x.kernel, x.stride, x.dilation, x.crop, x.output}.begin(), 6, key.begin() + 11 + 6 * a);
+    std::copy_n(std::array<int64_t, 6>{x.input, x.kernel, x.stride, x.dilation, x.crop, x.output}.begin(), 6, key.begin() + 12 + 6 * a);
   }
   for (const auto& kept : kept_plans)
     if (kept && std::equal(key.begin(), key.end(), kept->key.begin())) return kept;

@@ -62,6 +62,7 @@ struct PlanContext {
   const Kernels& kernels;
   int threads;
   bool source_is_rows;  // channels last and not to be widened: the channels family reads it in place
+  bool target_is_rows;  // channels last: stored by transpositions of a tile's columns
 };
 
 template <class T>

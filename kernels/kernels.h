@@ -65,6 +65,7 @@ static void fill_tiles(TileKernels<T>& k) {
   k.store_rows = store_rows<T>;
   k.store_scattered = store_scattered<T>;
   k.store_columns = store_columns<T>;
+  k.store_positions = store_positions<T>;
   k.pack_weights = pack_weights<T>;
   k.pack_kernels = pack_kernels<T>;
   k.pack_positions = pack_positions<T>;

@@ -229,6 +229,23 @@ static void store_neighbours(const RowStore<T>& a, int64_t lead, int64_t element
   }
 }
 
+// The same for 16-bit elements: interleaved as floats, piece by piece, then rounded.
+template <class T, class S, int Phases>
+static void store_neighbours_narrow(const RowStore<T>& a, int64_t lead, int64_t elements) {
+  constexpr int64_t kPiece = 960;  // a multiple of 1 to 4 phases; 3.75 KiB
+  T piece[kPiece];
+  const T* c[Phases];
+  for (int64_t r = 0; r < a.rows; ++r) {
+    void* const out = static_cast<char*>(a.out) + (r * a.row_stride + a.first[lead]) * int64_t(sizeof(S));
+    for (int64_t from = 0; from < elements; from += kPiece) {
+      const int64_t n = elements - from < kPiece ? elements - from : kPiece;
+      for (int f = 0; f < Phases; ++f) c[f] = a.c[(lead + f) % Phases] + r * a.c_row_stride + from / Phases;
+      store_interleaved<T, Phases>(c, piece, n, a.bias, false);
+      for (int64_t i = 0; i < n; ++i) write<S>(out, from + i, piece[i]);
+    }
+  }
+}
+
 // The elements of a row without gaps: where up to four phases follow each other in steps of one, and only the last position may lack phases, the
 // last ones. Else 0.
 template <class T>
@@ -251,15 +268,20 @@ template <class T>
 static void store_rows(const RowStore<T>& a, DType dtype) {
   with_stored<T>(dtype, [&](auto s) {
     using S = decltype(s);
-    if constexpr (sizeof(S) == sizeof(T)) {
-      int64_t lead = 0;
-      if (const int64_t elements = whole_row(a, &lead)) {
+    int64_t lead = 0;
+    if (const int64_t elements = whole_row(a, &lead)) {
+      if constexpr (sizeof(S) == sizeof(T)) {
         if (a.phases == 1) store_neighbours<T, 1>(a, lead, elements);
         if (a.phases == 2) store_neighbours<T, 2>(a, lead, elements);
         if (a.phases == 3) store_neighbours<T, 3>(a, lead, elements);
         if (a.phases == 4) store_neighbours<T, 4>(a, lead, elements);
-        return;
+      } else {
+        if (a.phases == 1) store_neighbours_narrow<T, S, 1>(a, lead, elements);
+        if (a.phases == 2) store_neighbours_narrow<T, S, 2>(a, lead, elements);
+        if (a.phases == 3) store_neighbours_narrow<T, S, 3>(a, lead, elements);
+        if (a.phases == 4) store_neighbours_narrow<T, S, 4>(a, lead, elements);
       }
+      return;
     }
     const int64_t step = a.step * a.out_stride;
     for (int64_t f = 0; f < a.phases; ++f)
@@ -355,6 +377,25 @@ static void pack_kernels(const KernelPack<T>& a, DType dtype) {
   });
 }
 
+// A transposition of `count` rows, the others of the block zero, of which kLanes columns of so many elements are stored.
+template <class T>
+static inline void transpose_rows(const T* src, int64_t src_stride, int64_t count, T* dst, int64_t dst_stride, int64_t columns, const T* add) {
+  Vec<T> rows[kLanes<T>];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) rows[i] = i < count ? load<T>(src + i * src_stride) + (add ? add[i] : T(0)) : Vec<T>{};
+  transpose<T>(rows);
+#pragma GCC unroll 16
+  for (int j = 0; j < kLanes<T>; ++j)
+    if (j < columns) store_part<T>(dst + j * dst_stride, rows[j], count);
+}
+
+template <class T>
+static void store_positions(const PositionStore<T>& a) {
+  for (int64_t p = 0; p < a.n; p += kLanes<T>)
+    for (int64_t m = 0; m < a.columns; m += kLanes<T>)
+      transpose_rows<T>(a.c + m * a.ld + p, a.ld, a.columns - m < kLanes<T> ? a.columns - m : kLanes<T>, a.out + p * a.step + m, a.step, a.n - p, a.bias + m);
+}
+
 // dst[p][i] = src[i*channel_stride + p*pos_stride]
 template <class T>
 static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_stride, int64_t channels, int64_t pos_stride, int64_t positions, DType dtype) {
@@ -367,8 +408,8 @@ static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_
           int64_t i = 0;
           for (; i + kLanes<T> <= channels; i += kLanes<T>)
             transpose_block<T>(static_cast<const T*>(src) + i * channel_stride + p, channel_stride, [&](int j) { return dst + (p + j) * ld + i; });
-          for (; i < channels; ++i)
-            for (int j = 0; j < kLanes<T>; ++j) dst[(p + j) * ld + i] = static_cast<const T*>(src)[i * channel_stride + p + j];
+          if (i < channels)
+            transpose_rows<T>(static_cast<const T*>(src) + i * channel_stride + p, channel_stride, channels - i, dst + p * ld + i, ld, kLanes<T>, nullptr);
         }
     for (; p < positions; ++p)
       load_run_of<T, S>(dst + p * ld, 1, static_cast<const char*>(src) + p * pos_stride * int64_t(sizeof(S)), channel_stride, channels);

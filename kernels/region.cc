@@ -21,6 +21,12 @@ bool streams(const Gather& g) {
 
 constexpr int64_t kStackPhases = 16;
 
+// Elements of the accumulating type, channels neighbours.
+template <class T>
+bool channels_last(const View& v) {
+  return v.stride[1] == 1 && v.stride[4] != 1 && v.element_size() == int64_t(sizeof(T));
+}
+
 }  // namespace
 
 Work work_of(const Gather& g) {
@@ -115,17 +121,48 @@ Inside inside(const Segment& s, const AxisPlan& axis, int64_t from, int64_t leng
   return {begin, end, (first + begin) * axis.source_step + s.phase};
 }
 
+// f(segment index, packed start, length, what is inside)
+template <class T>
+template <class F>
+void Region<T>::for_each_segment(size_t a, const Block& b, F f) const {
+  int64_t start = 0;
+  for (size_t s = 0; s < p_.packing[a].segments.size(); ++s) {
+    const Segment& segment = p_.packing[a].segments[s];
+    const int64_t length = a == 2 ? p_.pitch : p_.block[a] + segment.extra;
+    f(int64_t(s), start, length, inside(segment, g_.axis[a], b.from[a], length));
+    start += length;
+  }
+}
+
+// Rows of all channels at once, by transpositions: channel by channel, every element would be moved alone.
+template <class T>
+void Region<T>::pack_channels_last(const Block& b, T* region) const {
+  const View& source = g_.source;
+  const int64_t origin = b.image * source.stride[0] + b.group * g_.channels;
+  std::memset(static_cast<void*>(region), 0, size_t(p_.size) * sizeof(T));
+  for_each_segment(2, b, [&](int64_t segment, int64_t, int64_t, const Inside& w) {
+    for_each_segment(0, b, [&](int64_t, int64_t depth_start, int64_t, const Inside& d) {
+      for_each_segment(1, b, [&](int64_t, int64_t row_start, int64_t, const Inside& h) {
+        for (int64_t t = d.begin; t < d.end; ++t)
+          for (int64_t r = h.begin; r < h.end; ++r) {
+            T* const to = region + segment * p_.segment_stride + (depth_start + t) * p_.depth_stride + (row_start + r) * p_.pitch + w.begin;
+            const int64_t from = (d.source + (t - d.begin) * g_.axis[0].source_step) * source.stride[2] +
+                                 (h.source + (r - h.begin) * g_.axis[1].source_step) * source.stride[3] + w.source * source.stride[4];
+            k_.pack_positions(to, p_.channel_stride, source.at(origin + from), g_.axis[2].source_step * source.stride[4], w.end - w.begin, 1, g_.channels,
+                              source.dtype);
+          }
+      });
+    });
+  });
+}
+
 template <class T>
 void Region<T>::pack(const Block& b, T* region) const {
-  const auto each = [&](size_t a, auto f) {  // f(segment index, packed start, length, what is inside)
-    int64_t start = 0;
-    for (size_t s = 0; s < p_.packing[a].segments.size(); ++s) {
-      const Segment& segment = p_.packing[a].segments[s];
-      const int64_t length = a == 2 ? p_.pitch : p_.block[a] + segment.extra;
-      f(int64_t(s), start, length, inside(segment, g_.axis[a], b.from[a], length));
-      start += length;
-    }
-  };
+  if (channels_last<T>(g_.source) && g_.channels >= k_.lanes) {
+    pack_channels_last(b, region);
+    return;
+  }
+  const auto each = [&](size_t a, auto f) { for_each_segment(a, b, f); };
   const View& source = g_.source;
   const int64_t origin = b.image * source.stride[0] + b.group * g_.channels * source.stride[1];
   RowsLoad<T> job;
@@ -162,7 +199,43 @@ void Region<T>::pack(const Block& b, T* region) const {
 }
 
 template <class T>
-void Region<T>::store(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t run, const T* c, int64_t phase_stride) const {
+void Region<T>::store(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
+                      int64_t phase_stride) const {
+  if (columns > 1 && channels_last<T>(g_.target))
+    store_positions(b, d, h, channel, columns, run, c, column_stride, phase_stride);
+  else
+    for (int64_t m = 0; m < columns; ++m) store_rows(b, d, h, channel + m, run, c + m * column_stride, phase_stride);
+}
+
+template <class T>
+void Region<T>::store_positions(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c,
+                                int64_t column_stride, int64_t phase_stride) const {
+  std::vector<T> bias(size_t(columns), T(0));
+  if (g_.bias) k_.load_run(bias.data(), 1, g_.bias->at(channel * g_.bias->stride[0]), g_.bias->stride[0], columns, g_.bias->dtype);
+  const View& target = g_.target;
+  const AxisPlan &ad = g_.axis[0], &ah = g_.axis[1], &aw = g_.axis[2];
+  const int64_t planes = p_.flat_depth ? b.size[0] : 1;
+  for (int64_t plane = 0; plane < planes; ++plane) {
+    const int64_t jd = b.from[0] + (p_.flat_depth ? plane : run);
+    if (jd < d.begin || jd >= d.count) continue;
+    for (int64_t row = 0; row < b.size[1]; ++row) {
+      const int64_t jh = b.from[1] + row;
+      if (jh < h.begin || jh >= h.count) continue;
+      for (size_t f = 0; f < aw.phases.size(); ++f) {
+        const Phase& w = aw.phases[f];
+        const int64_t skip = std::max<int64_t>(0, w.begin - b.from[2]), n = std::min(b.size[2], w.count - b.from[2]) - skip;
+        if (n <= 0) continue;
+        const int64_t to = b.image * target.stride[0] + channel + (d.first + jd * ad.target_step) * target.stride[2] +
+                           (h.first + jh * ah.target_step) * target.stride[3] + (w.first + (b.from[2] + skip) * aw.target_step) * target.stride[4];
+        k_.store_positions({static_cast<T*>(target.at(to)), aw.target_step * target.stride[4],
+                            c + int64_t(f) * phase_stride + plane * p_.depth_stride + row * p_.pitch + skip, column_stride, bias.data(), columns, n});
+      }
+    }
+  }
+}
+
+template <class T>
+void Region<T>::store_rows(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t run, const T* c, int64_t phase_stride) const {
   const std::vector<Phase>& phases = g_.axis[2].phases;
   const size_t n = phases.size();
   int64_t firsts[kStackPhases], counts[kStackPhases], skipped[kStackPhases];

@@ -56,10 +56,19 @@ class Region {
   int64_t tap_offset(const Tap& d, const Tap& h, const Tap& w) const;
   void pack(const Block& b, T* region) const;
 
-  // Rows of one (d, h) phase and channel from c[w phase * phase_stride + position]; `run` is the plane of the block unless planes are flat.
-  void store(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t run, const T* c, int64_t phase_stride) const;
+  // Rows of one (d, h) phase for `columns` channels from `channel` on, from c[column * column_stride + w phase * phase_stride + position]; `run` is the
+  // plane of the block unless planes are flat.
+  void store(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
+             int64_t phase_stride) const;
 
  private:
+  void store_rows(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t run, const T* c, int64_t phase_stride) const;
+  void store_positions(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
+                       int64_t phase_stride) const;
+  void pack_channels_last(const Block& b, T* region) const;
+  template <class F>
+  void for_each_segment(size_t axis, const Block& b, F f) const;
+
   const Gather& g_;
   const RegionPlan& p_;
   const TileKernels<T>& k_;

@@ -75,8 +75,7 @@ class SpatialRun {
         const Combo& combo = panels_.sets()[first].phases.members[0];
         for (int64_t run = 0; run < (p_.region.flat_depth ? 1 : b.size[0]); ++run) {
           for (size_t f = 0; f < row_phases_; ++f) multiply(b, first + f, tile, region + run * p_.region.depth_stride, c + int64_t(f) * tile.width * ldc_);
-          for (int64_t m = 0; m < tile.count; ++m)
-            region_.store(b, *combo[0], *combo[1], b.group * g_.columns + tile.begin + m, run, c + m * ldc_, tile.width * ldc_);
+          region_.store(b, *combo[0], *combo[1], b.group * g_.columns + tile.begin, tile.count, run, c, ldc_, tile.width * ldc_);
         }
       }
   }

@@ -16,14 +16,6 @@ static inline __attribute__((always_inline)) void for_each_vector(int64_t n, F f
   if (i < n) f(i, n - i);
 }
 
-template <class T>
-static inline void store_part(T* p, Vec<T> v, int64_t n) {
-  if (n == kLanes<T>)
-    store<T>(p, v);
-  else
-    store_first<T>(p, v, n);
-}
-
 // Rows of samples b0 s0 b1 s1 b2 ...: sample[i] = s_i, previous[i] = b_i, next[i] = b_(i+1), before[i] = b_i - s_i, after[i] = b_(i+1) - s_i; those that are
 // null are left out. Reads whole vectors past the end of a row.
 template <class T>

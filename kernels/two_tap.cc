@@ -214,11 +214,10 @@ class TwoTapRun {
   void store(const Block& b, size_t first, const std::vector<size_t>& d, const std::vector<size_t>& h, const T* c) const {
     const int64_t size = columns(first) * ldc_, row = size * int64_t(p_.axes[2].products.size()), plane = row * int64_t(h.size());
     const int64_t count = cut_[last(first) - 1].begin + cut_[last(first) - 1].count - cut_[first].begin;
-    for (int64_t m = 0; m < count; ++m)
-      for (size_t pd = 0; pd < std::min<size_t>(d.size(), 2); ++pd)
-        for (size_t ph = 0; ph < std::min<size_t>(h.size(), 2); ++ph)
-          rows_.store(b, g_.axis[0].phases[d[pd]], g_.axis[1].phases[h[ph]], b.group * g_.columns + cut_[first].begin + m, 0,
-                      c + int64_t(pd) * plane + int64_t(ph) * row + m * ldc_, size);
+    for (size_t pd = 0; pd < std::min<size_t>(d.size(), 2); ++pd)
+      for (size_t ph = 0; ph < std::min<size_t>(h.size(), 2); ++ph)
+        rows_.store(b, g_.axis[0].phases[d[pd]], g_.axis[1].phases[h[ph]], b.group * g_.columns + cut_[first].begin, count, 0,
+                    c + int64_t(pd) * plane + int64_t(ph) * row, ldc_, size);
   }
 
   const Gather& g_;

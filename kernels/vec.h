@@ -70,6 +70,15 @@ static inline void store_first(T* p, Vec<T> v, int64_t n) {
 #endif
 }
 
+// The same where n may be kLanes.
+template <class T>
+static inline void store_part(T* p, Vec<T> v, int64_t n) {
+  if (n == kLanes<T>)
+    store<T>(p, v);
+  else
+    store_first<T>(p, v, n);
+}
+
 template <int... I>
 struct Indices {};
 template <int N, int... I>

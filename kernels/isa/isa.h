@@ -99,6 +99,17 @@ struct RowStore {
   bool stream;  // past the cache
 };
 
+// Columns of accumulators to positions with channels last: out[p*step + m] = c[m*ld + p] + bias[m] for p < n, m < columns. Reads whole vectors past n.
+template <class T>
+struct PositionStore {
+  T* out;
+  int64_t step;
+  const T* c;
+  int64_t ld;
+  const T* bias;
+  int64_t columns, n;
+};
+
 // Packed weights of one column tile: dst[tap][channel][column] for `channels` channels from `src`.
 template <class T>
 struct WeightPack {
@@ -141,6 +152,7 @@ struct TileKernels {
   void (*store_scattered)(void* dst, const int64_t* offset, const T* src, const int64_t* from, int64_t src_stride, int64_t n, T bias, DType);
   // dst[offset[m]] = src[m] + bias[m]; contiguous: offset[m] = offset[0] + m
   void (*store_columns)(void* dst, const int64_t* offset, bool contiguous, const T* src, const T* bias, int64_t n, DType);
+  void (*store_positions)(const PositionStore<T>&);
   void (*pack_weights)(const WeightPack<T>&, DType);
   void (*pack_kernels)(const KernelPack<T>&, DType);
   // dst[pos][channel] (ld elements a position) = src[channel*channel_stride + pos*pos_stride]: a transposition
