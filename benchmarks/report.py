@@ -15,7 +15,7 @@ from engines import OURS
 from race import Row
 from rich.console import Console
 from rich.table import Table
-from workloads import Rates
+from workloads import Rates, Workload
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- speed:begin (written by benchmarks/run.py --readme) -->", "<!-- speed:end -->"
@@ -123,6 +123,21 @@ def print_summary(console: Console, run: Run) -> None:
             console.print(
                 f"[red]WRONG[/red] {engine} on {row.name}: error {row.errors[engine]:.1e} of the largest value"
             )
+
+
+def print_slower(console: Console, run: Run, layers: Sequence[Workload], allowance: float = 1.03) -> None:
+    """Every layer on which an engine of ours took longer than the best peer, by more than `allowance`."""
+    slower = 0
+    for row, layer in zip(run.rows, layers, strict=True):
+        if row.best_peer is None:
+            continue
+        for engine in OURS:
+            times = row.seconds.get(engine, 0) / row.best_peer
+            if times > allowance:
+                slower += 1
+                call = f"{layer.input_shape} x {layer.weight_shape}, {layer.arguments}"
+                console.print(f"{engine} takes {times:.2f} of the best peer on {row.name}: {call}", highlight=False)
+    console.print(f"{slower} of {len(run.rows)} layers slower than the best peer by more than {allowance - 1:.0%}")
 
 
 def write_readme(run: Run, path: Path = README) -> None:

@@ -20,13 +20,21 @@ def main() -> int:
     from workloads import load
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    layers = load(options.workloads, options.only and options.only.split(","))
+    if options.shapes:
+        import shapes
+
+        layers = shapes.draw(options.shapes)
+        options.engines = options.engines or "tconv3d,tconv3d_live,torch,torch_cl"
+    else:
+        layers = load(options.workloads, options.only and options.only.split(","))
     if options.memory:
         engines = _installed(options.engines or "tconv3d_live,torch", train=False)
         memory.print_table(console, layers, engines, options.threads)
         return 0
     run = report.Run.read(options.load) if options.load else _race(console, layers, options)
     report.print_summary(console, run)
+    if options.shapes:
+        report.print_slower(console, run, layers)
     if options.json:
         run.write(options.json)
     if options.plot:
@@ -93,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=float, default=6.0, help="seconds per layer after three rounds (default: 6)")
     parser.add_argument("--threads", type=int, default=2, help="threads of every engine (default: 2)")
     parser.add_argument("--train", action="store_true", help="forward and all three gradients")
+    parser.add_argument(
+        "--shapes", type=int, metavar="N", help="N random layers in place of the file; lists the slower"
+    )
     parser.add_argument("--isa", help="instruction set of tconv3d, as TCONV3D_ISA")
     parser.add_argument("--memory", action="store_true", help="peak memory of a forward call in place of its time")
     parser.add_argument("--json", type=Path, metavar="OUT", help="keep the results")

@@ -337,16 +337,16 @@ static void pack_weights(const WeightPack<T>& a, DType dtype) {
   });
 }
 
-// dst[j * dst_stride + i] = src[i * src_stride + j] for kLanes x kLanes elements, dst rows by `place(j)`
+// place(j)[i] = src[i * src_stride + j] for `count` rows i and kLanes columns j; nullptr leaves a column out
 template <class T, class Place>
-static inline void transpose_block(const T* src, int64_t src_stride, Place place) {
+static inline void transpose_block(const T* src, int64_t src_stride, int64_t count, Place place) {
   Vec<T> rows[kLanes<T>];
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes<T>; ++i) rows[i] = load<T>(src + i * src_stride);
+  for (int i = 0; i < kLanes<T>; ++i) rows[i] = i < count ? load<T>(src + i * src_stride) : Vec<T>{};
   transpose<T>(rows);
 #pragma GCC unroll 16
   for (int j = 0; j < kLanes<T>; ++j)
-    if (T* to = place(j)) store<T>(to, rows[j]);
+    if (T* to = place(j)) store_part<T>(to, rows[j], count);
 }
 
 template <class T>
@@ -358,15 +358,16 @@ static void pack_kernels(const KernelPack<T>& a, DType dtype) {
       const int64_t from = i * a.channel_stride;
       int64_t m = 0;
       if constexpr (sizeof(S) == sizeof(T))
-        for (; m + kLanes<T> <= a.columns; m += kLanes<T>) {
+        for (; m < a.columns && a.kernel >= kLanes<T>; m += kLanes<T>) {
           const T* const src = static_cast<const T*>(a.src) + from + m * a.column_stride;
-          int64_t k = 0;
-          for (; k + kLanes<T> <= a.kernel; k += kLanes<T>)
-            transpose_block<T>(src + k, a.column_stride, [&](int j) { return a.element_offset[k + j] < 0 ? nullptr : to + a.element_offset[k + j] + m; });
-          for (; k < a.kernel; ++k)
-            if (a.element_offset[k] >= 0)
-              for (int c = 0; c < kLanes<T>; ++c) to[a.element_offset[k] + m + c] = src[c * a.column_stride + k];
+          const int64_t count = a.columns - m < kLanes<T> ? a.columns - m : kLanes<T>;
+          for (int64_t next = 0; next < a.kernel; next += kLanes<T>) {
+            const int64_t k = next + kLanes<T> <= a.kernel ? next : a.kernel - kLanes<T>;  // the last block once more than it must
+            transpose_block<T>(src + k, a.column_stride, count,
+                               [&](int j) { return a.element_offset[k + j] < 0 ? nullptr : to + a.element_offset[k + j] + m; });
+          }
         }
+      m = m < a.columns ? m : a.columns;
       for (; m < a.columns; ++m)
         for (int64_t k = 0; k < a.kernel; ++k)
           if (a.element_offset[k] >= 0) to[a.element_offset[k] + m] = widen(read<S>(a.src, from + m * a.column_stride + k));
@@ -377,24 +378,27 @@ static void pack_kernels(const KernelPack<T>& a, DType dtype) {
   });
 }
 
-// A transposition of `count` rows, the others of the block zero, of which kLanes columns of so many elements are stored.
-template <class T>
-static inline void transpose_rows(const T* src, int64_t src_stride, int64_t count, T* dst, int64_t dst_stride, int64_t columns, const T* add) {
-  Vec<T> rows[kLanes<T>];
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes<T>; ++i) rows[i] = i < count ? load<T>(src + i * src_stride) + (add ? add[i] : T(0)) : Vec<T>{};
-  transpose<T>(rows);
-#pragma GCC unroll 16
-  for (int j = 0; j < kLanes<T>; ++j)
-    if (j < columns) store_part<T>(dst + j * dst_stride, rows[j], count);
-}
-
 template <class T>
 static void store_positions(const PositionStore<T>& a) {
-  for (int64_t p = 0; p < a.n; p += kLanes<T>)
-    for (int64_t m = 0; m < a.columns; m += kLanes<T>)
-      transpose_rows<T>(a.c + m * a.ld + p, a.ld, a.columns - m < kLanes<T> ? a.columns - m : kLanes<T>, a.out + p * a.step + m, a.step, a.n - p, a.bias + m);
+  for (int64_t m = 0; m < a.columns; m += kLanes<T>) {
+    const int64_t count = a.columns - m < kLanes<T> ? a.columns - m : kLanes<T>;
+    Vec<T> bias = {};
+    for (int64_t i = 0; i < count; ++i) bias[i] = a.bias[m + i];
+    for (int64_t p = 0; p < a.n; p += kLanes<T>) {
+      Vec<T> rows[kLanes<T>];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes<T>; ++i) rows[i] = i < count ? load<T>(a.c + (m + i) * a.ld + p) : Vec<T>{};
+      transpose<T>(rows);
+      const int64_t positions = a.n - p < kLanes<T> ? a.n - p : kLanes<T>;
+#pragma GCC unroll 16
+      for (int j = 0; j < kLanes<T>; ++j)
+        if (j < positions) store_part<T>(a.out + (p + j) * a.step + m, rows[j] + bias, count);
+    }
+  }
 }
+
+// Fewer rows than these are moved element by element: the transposition of a block takes as long for one row as for all.
+constexpr int kFewRows = 4;
 
 // dst[p][i] = src[i*channel_stride + p*pos_stride]
 template <class T>
@@ -404,12 +408,13 @@ static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_
     int64_t p = 0;
     if constexpr (sizeof(S) == sizeof(T))
       if (pos_stride == 1)
-        for (; p + kLanes<T> <= positions; p += kLanes<T>) {
+        for (; p < positions && positions >= kLanes<T>; p += kLanes<T>) {
+          if (p + kLanes<T> > positions) p = positions - kLanes<T>;  // the last block once more than it must
           int64_t i = 0;
-          for (; i + kLanes<T> <= channels; i += kLanes<T>)
-            transpose_block<T>(static_cast<const T*>(src) + i * channel_stride + p, channel_stride, [&](int j) { return dst + (p + j) * ld + i; });
-          if (i < channels)
-            transpose_rows<T>(static_cast<const T*>(src) + i * channel_stride + p, channel_stride, channels - i, dst + p * ld + i, ld, kLanes<T>, nullptr);
+          for (; channels - i >= kFewRows; i += kLanes<T>)
+            transpose_block<T>(static_cast<const T*>(src) + i * channel_stride + p, channel_stride, channels - i < kLanes<T> ? channels - i : kLanes<T>,
+                               [&](int j) { return dst + (p + j) * ld + i; });
+          for (; i < channels; ++i) load_run_of<T, S>(dst + p * ld + i, ld, static_cast<const T*>(src) + i * channel_stride + p, 1, kLanes<T>);
         }
     for (; p < positions; ++p)
       load_run_of<T, S>(dst + p * ld, 1, static_cast<const char*>(src) + p * pos_stride * int64_t(sizeof(S)), channel_stride, channels);
