@@ -26,7 +26,7 @@ _REAL = {mindspore.complex64: mindspore.float32, mindspore.complex128: mindspore
 class _Operator(ops.Custom):
     """An operator on a C symbol of the extension; copies of a cell share it."""
 
-    def __init__(self, symbol: str, shape: _ops.Shape, bprop: Any, dtype: Any = None) -> None:
+    def __init__(self, symbol: str, shape: _ops.Shape, bprop: Any) -> None:
         super().__init__(
             f"{_engine.LIBRARY}:tconv3d_mindspore_{symbol}",
             out_shape=lambda *_: shape,
@@ -34,6 +34,8 @@ class _Operator(ops.Custom):
             func_type="aot",
             bprop=bprop,
         )
+        # MindSpore keeps inferred shapes by name, attributes and input shapes of an operator.
+        self.add_prim_attr("output_shape", shape)
 
     def __deepcopy__(self, memo: Any) -> _Operator:
         return self

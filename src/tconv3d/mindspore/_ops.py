@@ -17,13 +17,13 @@ a result may read it long after the result's Python object has died.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 import mindspore
 import numpy as np
 from mindspore import Tensor, ops
-from mindspore.common import dtype as mstype
 from mindspore.common._grad_function import _Function
 
 from .. import _engine
@@ -47,6 +47,12 @@ Shape = tuple[int, ...]
 def dtype_name(dtype: Any) -> str:
     """Return the name that the contracts know a type of MindSpore by."""
     return NAMES.get(dtype) or str(dtype).lower()
+
+
+@lru_cache(maxsize=16)
+def array_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return the type of NumPy arrays that share memory with tensors of a type of MindSpore."""
+    return Tensor(0, dtype).asnumpy().dtype
 
 
 def on_cpu() -> bool:
@@ -152,7 +158,9 @@ class Call:
         self._framework_threads = mindspore.get_context("runtime_num_threads")
         self.operators: Any = None  # of graph mode, made on first use
         self._sizes = (input_shape, weight_shape, *_engine.geometry_at(geometry))
-        check_memory("output", self.output_shape, np.dtype(mstype.dtype_to_nptype(dtype)))
+        self._core_dtype = _engine.DTYPES_AT.get(dtype_name(dtype))
+        self._array_dtype = array_dtype(dtype)
+        check_memory("output", self.output_shape, self._array_dtype)
 
     @property
     def threads(self) -> int:
@@ -165,31 +173,27 @@ class Call:
         if self.is_complex:
             arrays = input.asnumpy(), weight.asnumpy(), None if bias is None else bias.asnumpy()
             return Tensor.from_numpy(_engine.forward(*arrays, self.geometry))
-        return self._run(_engine.forward_at, self.dtype, input, weight, self.output_shape, bias)
+        return self._run(_engine.forward_at, input, weight, self.output_shape, bias)
 
     def input_grad(self, grad_output: Tensor, weight: Tensor) -> Tensor:
         """Return the gradient of the input."""
         if self.is_complex:
             return Tensor.from_numpy(_engine.input_grad(grad_output.asnumpy(), weight.asnumpy(), self.geometry))
-        return self._run(_engine.input_grad_at, self.dtype, grad_output, weight, self.input_shape)
+        return self._run(_engine.input_grad_at, grad_output, weight, self.input_shape)
 
     def weight_grad(self, input: Tensor, grad_output: Tensor) -> Tensor:
-        """Return the gradient of the weight, in the type that the contract gives it."""
+        """Return the gradient of the weight, in the weight's type."""
         if self.is_complex:
             return Tensor.from_numpy(_engine.weight_grad(input.asnumpy(), grad_output.asnumpy(), self.geometry))
-        if self.weight_grad_dtype != self.dtype:
-            input, grad_output = _as_type(input, self.weight_grad_dtype), _as_type(grad_output, self.weight_grad_dtype)
-        return self._run(_engine.weight_grad_at, self.weight_grad_dtype, input, grad_output, self.weight_shape)
+        return self._run(_engine.weight_grad_at, input, grad_output, self.weight_shape)
 
-    def _run(
-        self, function: Any, dtype: Any, first: Tensor, second: Tensor, shape: Shape, bias: Tensor | None = None
-    ) -> Tensor:
-        result = np.empty(shape, mstype.dtype_to_nptype(dtype))
+    def _run(self, function: Any, first: Tensor, second: Tensor, shape: Shape, bias: Tensor | None = None) -> Tensor:
+        result = np.empty(shape, self._array_dtype)
         target = Tensor.from_numpy(result)
         if bias is not None and not bias.is_contiguous():
             bias = bias.contiguous()
         function(
-            _engine.DTYPES_AT[NAMES[dtype]],
+            self._core_dtype,
             (first.data_ptr(), second.data_ptr(), target.data_ptr()),
             first.stride(),
             second.stride(),
@@ -200,10 +204,6 @@ class Call:
             None,
         )
         return target
-
-
-def _as_type(tensor: Tensor, dtype: Any) -> Tensor:
-    return Tensor.from_numpy(tensor.asnumpy().astype(mstype.dtype_to_nptype(dtype)))
 
 
 def conv_transpose3d(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -267,7 +267,6 @@ class _WeightGrad(_Function):
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
         input, grad_output = ctx.saved_tensors
         input_asked, grad_asked = ctx.needs_input_grad[:2]
-        u = ops.cast(u, ctx.call.dtype)  # of a float16 weight the gradient is float32
         return (
             _InputGrad.apply(grad_output, u, ctx.call) if input_asked else None,
             _Forward.apply(input, u, None, ctx.call) if grad_asked else None,

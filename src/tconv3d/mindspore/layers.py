@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import mindspore
-import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore._c_expression.amp import get_curr_amp_strategy, get_prim_cast_strategy_info
 from mindspore.common import dtype as mstype
@@ -86,7 +85,7 @@ class Conv3dTranspose(nn.Conv3dTranspose):
     ValueError, dtypes with TypeError and negative output sizes with RuntimeError.
 
     >>> layer = Conv3dTranspose(2, 4, kernel_size=3, stride=2)
-    >>> layer(Tensor(np.ones((1, 2, 5, 5, 5), np.float32))).shape
+    >>> layer(mindspore.ops.ones((1, 2, 5, 5, 5))).shape
     (1, 4, 10, 10, 10)
     """
 
@@ -172,7 +171,7 @@ class ConvTranspose3d(nn.Cell):
     >>> layer = ConvTranspose3d(2, 4, kernel_size=3, stride=2, padding=1, output_padding=1)
     >>> layer
     ConvTranspose3d(2, 4, kernel_size=(3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1), output_padding=(1, 1, 1))
-    >>> layer(Tensor(np.ones((1, 2, 5, 5, 5), np.float32))).shape
+    >>> layer(mindspore.ops.ones((1, 2, 5, 5, 5))).shape
     (1, 4, 10, 10, 10)
     """
 
@@ -252,7 +251,7 @@ _SHARED_ATTRIBUTES = (
 
 def _parameter(name: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Parameter:
     if isinstance(init, Initializer):
-        array = init(shape, np.dtype(mstype.dtype_to_nptype(dtype)), generator())
+        array = init(shape, _ops.array_dtype(dtype), generator())
         return Parameter(Tensor(array, dtype), name=name)
     return Parameter(initializer(init, shape, dtype), name=name)
 
