@@ -6,8 +6,8 @@
 //     weight_grad  (x, gy, sizes)        -> gw
 //     bias_grad    (gy)                  -> gb
 //
-// Arrays are C-contiguous, of one type. `sizes` is an int64 tensor: stride, dilation and crop in front per axis, groups, threads (0: ours). All
-// return 0, or another number for operands that do not fit, which MindSpore turns into a RuntimeError.
+// Arrays are C-contiguous, of one type; x and y may lack the batch. `sizes` is an int64 tensor: stride, dilation and crop in front per axis, groups, threads
+// (0: ours). All return 0, or another number for operands that do not fit, which MindSpore turns into a RuntimeError.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -44,15 +44,29 @@ struct Operands {
     throw std::invalid_argument("the engine takes float16, bfloat16, float32 and float64");
   }
 
-  View view(int i, int rank) const {
-    require(ranks[i] == rank);
+  // Five sizes; of an array without a batch the first is 1.
+  std::array<int64_t, 5> shape(int i) const {
+    require(ranks[i] == 4 || ranks[i] == 5);
+    std::array<int64_t, 5> result{1};
+    std::copy_n(shapes[i], ranks[i], result.end() - ranks[i]);
+    return result;
+  }
+
+  View view(int i) const {
+    const std::array<int64_t, 5> sizes = shape(i);
     View v{data[i], dtype(i), {}};
     int64_t step = 1;
-    for (int a = rank - 1; a >= 0; --a) {
-      v.stride[size_t(a)] = step;
-      step *= std::max<int64_t>(1, shapes[i][a]);
+    for (size_t a = 5; a-- > 0;) {
+      v.stride[a] = step;
+      step *= std::max<int64_t>(1, sizes[a]);
     }
     return v;
+  }
+
+  // The bias, or its gradient, of `channels` elements.
+  View vector(int i, int64_t channels) const {
+    require(ranks[i] == 1 && shapes[i][0] == channels);
+    return {data[i], dtype(i), {1}};
   }
 
   const int64_t* sizes(int i) const {
@@ -62,13 +76,13 @@ struct Operands {
 
   void advise_output() const {
     const int out = count - 1;
-    int64_t bytes = view(out, 5).element_size();
-    for (int a = 0; a < 5; ++a) bytes *= shapes[out][a];
+    int64_t bytes = view(out).element_size();
+    for (int64_t size : shape(out)) bytes *= size;
     if (bytes >= kAdviseBytes) advise_huge(data[out], size_t(bytes));
   }
 };
 
-Problem problem(const int64_t* x, const int64_t* w, const int64_t* y, const int64_t* sizes) {
+Problem problem(const std::array<int64_t, 5>& x, const std::array<int64_t, 5>& w, const std::array<int64_t, 5>& y, const int64_t* sizes) {
   const int64_t groups = sizes[9];
   require(groups > 0 && x[0] == y[0] && x[1] == w[0] && x[1] % groups == 0 && y[1] == w[1] * groups);
   Problem p{x[0], groups, x[1], y[1], {}};
@@ -109,9 +123,9 @@ TCONV3D_EXPORT int tconv3d_mindspore_forward(int n, void** data, int* ranks, int
     require(n == 4 || n == 5);
     const Operands in{n, data, ranks, shapes, dtypes};
     const int64_t* const sizes = in.sizes(n - 2);
-    const View x = in.view(0, 5), w = in.view(1, 5), y = in.view(n - 1, 5), b = n == 5 ? in.view(2, 1) : View{};
-    require(x.dtype == w.dtype && x.dtype == y.dtype && (n == 4 || (b.dtype == x.dtype && shapes[2][0] == shapes[n - 1][1])));
-    const Problem p = problem(shapes[0], shapes[1], shapes[n - 1], sizes);
+    const Problem p = problem(in.shape(0), in.shape(1), in.shape(n - 1), sizes);
+    const View x = in.view(0), w = in.view(1), y = in.view(n - 1), b = n == 5 ? in.vector(2, p.out_channels) : View{nullptr, x.dtype, {}};
+    require(x.dtype == w.dtype && x.dtype == y.dtype && x.dtype == b.dtype);
     in.advise_output();
     forward(p, x, w, n == 5 ? &b : nullptr, y, options(sizes));
   });
@@ -123,9 +137,9 @@ TCONV3D_EXPORT int tconv3d_mindspore_input_grad(int n, void** data, int* ranks, 
     require(n == 4);
     const Operands in{n, data, ranks, shapes, dtypes};
     const int64_t* const sizes = in.sizes(2);
-    const View gy = in.view(0, 5), w = in.view(1, 5), gx = in.view(3, 5);
+    const Problem p = problem(in.shape(3), in.shape(1), in.shape(0), sizes);
+    const View gy = in.view(0), w = in.view(1), gx = in.view(3);
     require(gy.dtype == w.dtype && gy.dtype == gx.dtype);
-    const Problem p = problem(shapes[3], shapes[1], shapes[0], sizes);
     in.advise_output();
     input_grad(p, gy, w, gx, options(sizes));
   });
@@ -137,9 +151,10 @@ TCONV3D_EXPORT int tconv3d_mindspore_weight_grad(int n, void** data, int* ranks,
     require(n == 4);
     const Operands in{n, data, ranks, shapes, dtypes};
     const int64_t* const sizes = in.sizes(2);
-    const View x = in.view(0, 5), gy = in.view(1, 5), gw = in.view(3, 5);
+    const Problem p = problem(in.shape(0), in.shape(3), in.shape(1), sizes);
+    const View x = in.view(0), gy = in.view(1), gw = in.view(3);
     require(x.dtype == gy.dtype && x.dtype == gw.dtype);
-    weight_grad(problem(shapes[0], shapes[3], shapes[1], sizes), x, gy, gw, options(sizes));
+    weight_grad(p, x, gy, gw, options(sizes));
   });
 }
 
@@ -148,10 +163,11 @@ TCONV3D_EXPORT int tconv3d_mindspore_bias_grad(int n, void** data, int* ranks, i
   return guarded([&] {
     require(n == 2);
     const Operands in{n, data, ranks, shapes, dtypes};
-    const View gy = in.view(0, 5), gb = in.view(1, 1);
-    require(gy.dtype == gb.dtype && shapes[1][0] == shapes[0][1]);
-    Problem p{shapes[0][0], 1, 1, shapes[0][1], {}};
-    for (size_t a = 0; a < 3; ++a) p.axis[a] = {1, 1, 1, 1, 0, shapes[0][a + 2]};
+    const std::array<int64_t, 5> y = in.shape(0);
+    const View gy = in.view(0), gb = in.vector(1, y[1]);
+    require(gy.dtype == gb.dtype);
+    Problem p{y[0], 1, 1, y[1], {}};
+    for (size_t a = 0; a < 3; ++a) p.axis[a] = {1, 1, 1, 1, 0, y[a + 2]};
     Options o;
     o.threads = get_num_threads();
     bias_grad(p, gy, gb, o);

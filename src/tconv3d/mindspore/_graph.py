@@ -26,10 +26,17 @@ _REAL = {mindspore.complex64: mindspore.float32, mindspore.complex128: mindspore
 class _Operator(ops.Custom):
     """An operator on a C symbol of the extension; copies of a cell share it."""
 
-    def __init__(self, symbol: str, shape: _ops.Shape, bprop: Any) -> None:
+    def __init__(self, symbol: str, operands: tuple[_ops.Shape, ...], shape: _ops.Shape, bprop: Any) -> None:
+        def out_shape(*shapes: Any) -> _ops.Shape:
+            # Sizes that vmap or another transformation took for this call's own would give wrong values.
+            if any(tuple(a) != b for a, b in zip(shapes, operands, strict=False)):
+                rule = f"this call was resolved for {operands}"
+                raise ValueError(describe("the shapes of the operands", shapes, rule, "restore() the layer here"))
+            return shape
+
         super().__init__(
             f"{_engine.LIBRARY}:tconv3d_mindspore_{symbol}",
-            out_shape=lambda *_: shape,
+            out_shape=out_shape,
             out_dtype=lambda *dtypes: dtypes[0],
             func_type="aot",
             bprop=bprop,
@@ -49,7 +56,7 @@ class Operators:
         self.sizes = Tensor(np.array([*g.stride, *g.dilation, *g.crop_front, g.groups, call.threads], np.int64))
         wide, narrow = _REAL.get(call.weight_grad_dtype, call.weight_grad_dtype), _REAL.get(call.dtype, call.dtype)
         zeros_like, cast = ops.zeros_like, ops.cast
-        output_shape = call.output_shape
+        x, w, y = call.input_shape[call.unbatched :], call.weight_shape, call.output_shape[call.unbatched :]
 
         def of_forward(x, w, sizes, out, gy):
             return input_grad(gy, w, sizes), weight_grad(cast(x, wide), cast(gy, wide), sizes), zeros_like(sizes)
@@ -66,13 +73,13 @@ class Operators:
             return cast(gx, wide), cast(forward(cast(x, narrow), cast(u, narrow), sizes), wide), zeros_like(sizes)
 
         def of_bias_grad(gy, out, v):
-            return (ops.broadcast_to(ops.reshape(v, (1, -1, 1, 1, 1)), output_shape),)
+            return (ops.broadcast_to(ops.reshape(v, (-1, 1, 1, 1)), y),)
 
-        self.forward = forward = _Operator("forward", output_shape, of_forward)
-        self.forward_with_bias = _Operator("forward", output_shape, of_forward_with_bias)
-        input_grad = _Operator("input_grad", call.input_shape, of_input_grad)
-        weight_grad = _Operator("weight_grad", call.weight_shape, of_weight_grad)
-        bias_grad = _Operator("bias_grad", output_shape[1:2], of_bias_grad)
+        self.forward = forward = _Operator("forward", (x, w), y, of_forward)
+        self.forward_with_bias = _Operator("forward", (x, w), y, of_forward_with_bias)
+        input_grad = _Operator("input_grad", (y, w), x, of_input_grad)
+        weight_grad = _Operator("weight_grad", (x, y), w, of_weight_grad)
+        bias_grad = _Operator("bias_grad", (y,), y[-4:-3], of_bias_grad)
 
 
 def _operators(arguments: _ops.Arguments, shapes: Any, dtypes: Any, output_size: Any) -> Operators:
@@ -109,11 +116,9 @@ def _own_operator(arguments: Any, input_shape: Any, output_size: Any) -> Any:
 
 def own_operator(arguments, input, weight, bias, output_size=None):
     """Return the output by MindSpore's own operator: on other devices, and for shapes unknown to the compiler."""
-    operator = _own_operator(arguments, input.shape, output_size)
     if input.ndim == 4:
-        output = ops.squeeze(operator(ops.expand_dims(input, 0), weight), 0)
-        return output if bias is None else output + ops.reshape(bias, (-1, 1, 1, 1))
-    output = operator(input, weight)
+        return ops.squeeze(own_operator(arguments, ops.expand_dims(input, 0), weight, bias, output_size), 0)
+    output = _own_operator(arguments, input.shape, output_size)(input, weight)
     return output if bias is None else ops.BiasAdd("NCDHW")(output, bias)
 
 
@@ -172,20 +177,13 @@ def conv_transpose3d(arguments, dtype, input, weight, bias, output_size=None):
     if not _is_ours(shapes):
         return own_operator(arguments, input, weight, bias, output_size)
     sizes = _sizes(arguments, shapes, dtypes, output_size)
-    if input.ndim == 4:
-        batched = ops.expand_dims(input, 0)
-        return ops.squeeze(_run(arguments, shapes, dtypes, output_size, batched, weight, bias, sizes), 0)
-    return _run(arguments, shapes, dtypes, output_size, input, weight, bias, sizes)
-
-
-def _run(arguments, shapes, dtypes, output_size, input, weight, bias, sizes):
     forward = _forward(arguments, shapes, dtypes, output_size)
     if _is_complex(dtypes[0]):
         xr, xi, wr, wi = ops.real(input), ops.imag(input), ops.real(weight), ops.imag(weight)
         yr = forward(xr, wr, sizes) - forward(xi, wi, sizes)
         yi = forward(xr, wi, sizes) + forward(xi, wr, sizes)
         output = ops.Complex()(yr, yi)
-        return output if bias is None else output + ops.reshape(bias, (1, -1, 1, 1, 1))
+        return output if bias is None else output + ops.reshape(bias, (-1, 1, 1, 1))
     if bias is None:
         return forward(input, weight, sizes)
     return _forward_with_bias(arguments, shapes, dtypes, output_size)(input, weight, bias, sizes)

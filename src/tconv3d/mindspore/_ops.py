@@ -99,8 +99,7 @@ class Arguments:
         of_weight_grad = dtype
         if self.contract is mindspore_contract:
             of_weight_grad = DTYPES[mindspore_contract.weight_grad_dtype(dtype_name(dtype))]
-        batched = input_shape if len(input_shape) == 5 else (1, *input_shape)
-        return Call(geometry, batched, weight_shape, dtype, of_weight_grad)
+        return Call(geometry, input_shape, weight_shape, dtype, of_weight_grad)
 
     def own_operator(self, input_shape: Shape, output_size: Any) -> ops.Conv3DTranspose:
         """Return MindSpore's operator for a call; ValueError for what it has not, such as dilation of the depth."""
@@ -150,6 +149,8 @@ class Call:
         self, geometry: Geometry, input_shape: Shape, weight_shape: Shape, dtype: Any, weight_grad_dtype: Any
     ) -> None:
         self.geometry, self.dtype, self.weight_grad_dtype = geometry, dtype, weight_grad_dtype
+        self.unbatched = len(input_shape) == 4
+        input_shape = (1, *input_shape) if self.unbatched else input_shape
         self.input_shape, self.weight_shape = input_shape, weight_shape
         self.output_shape = (input_shape[0], weight_shape[1] * geometry.groups, *geometry.output_size)
         self.is_complex = dtype_name(dtype).startswith("complex")
@@ -208,7 +209,7 @@ class Call:
 
 def conv_transpose3d(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the output of a call in PyNative mode, and leave a way back for gradients of any order."""
-    if input.ndim == 4:
+    if call.unbatched:
         return _Forward.apply(input.expand_dims(0), weight, bias, call).squeeze(0)
     return _Forward.apply(input, weight, bias, call)
 
@@ -282,4 +283,4 @@ class _BiasGrad(_Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, ...]:
-        return (ops.broadcast_to(v.reshape(1, -1, 1, 1, 1), ctx.shape),)
+        return (ops.broadcast_to(v.reshape(-1, 1, 1, 1), ctx.shape),)
