@@ -487,7 +487,7 @@ def test_the_c_symbols_refuse_what_does_not_fit() -> None:
         (x[:, :1], w, sizes, y),
         (x, w.astype(np.float64), sizes, y),
         (x, w, b[:3], sizes, y),
-        (x[0], w, sizes, y),
+        (x[0, 0], w, sizes, y),
     ]
     assert all(forward(*operands) for operands in wrong)
     assert forward(x, w, sizes, y, names=["int32", "int32", "int64", "int32"])

@@ -11,7 +11,7 @@ from mindspore import nn
 from ..contracts import mindspore as mindspore_contract
 from ..errors import describe
 from . import _ops
-from .layers import Conv3dTranspose, InPyNative
+from .layers import Conv3dTranspose
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def restore(cell: nn.Cell) -> tuple[str, ...]:
     for name, layer in _layers("restore", cell):
         if type(layer) is Conv3dTranspose and "_was_mindspores" in layer.__dict__:
             layer.__class__ = nn.Conv3dTranspose
-            del layer._arguments, layer._in_pynative, layer._was_mindspores
+            del layer._arguments, layer._was_mindspores
             restored.append(name)
     if restored:
         _forget_graphs(cell)
@@ -124,7 +124,6 @@ def _swap(layer: nn.Conv3dTranspose) -> None:
         _ops.dtype_name(layer.weight.dtype),
     )
     layer._arguments = _ops.Arguments(mindspore_contract, arguments)
-    layer._in_pynative = InPyNative(layer._arguments)
     layer._was_mindspores = True  # tells `restore`
     layer.__class__ = Conv3dTranspose
 

@@ -13,6 +13,7 @@ from mindspore import Parameter, Tensor, nn
 from mindspore._c_expression.amp import get_curr_amp_strategy, get_prim_cast_strategy_info
 from mindspore.common import dtype as mstype
 from mindspore.common.initializer import HeUniform, Uniform, initializer
+from mindspore.rewrite.common import namespace
 
 from ..contracts import mindspore as mindspore_contract
 from ..contracts import pytorch as pytorch_contract
@@ -20,46 +21,6 @@ from ..errors import describe
 from ..initializers import Initializer, generator
 from . import _graph, _ops
 from ._graph import as_type, computed_in, is_compiling, marker
-
-
-class InPyNative:
-    """What a cell does in PyNative mode.
-
-    An object and not a function: mindspore.rewrite, which is behind amp's level O1, copies functions into files where
-    the names in them mean nothing.
-    """
-
-    def __init__(self, arguments: _ops.Arguments) -> None:
-        self._arguments = arguments
-
-    def __deepcopy__(self, memo: Any) -> InPyNative:
-        return self
-
-    def call(self, cell: Any, input: Any, output_size: Sequence[int] | None = None) -> Tensor:
-        """Return the output of a cell that holds the arguments of this object."""
-        if not isinstance(input, Tensor):
-            return _graph.refuse_input(input)
-        weight, bias = cell.weight, cell.bias
-        strategy = get_curr_amp_strategy()
-        if strategy is not None:  # amp's level 'auto', which goes by the names of operators
-            dtype = get_prim_cast_strategy_info(strategy, "Conv3DTranspose").dtype
-            output = self._run(as_type(input, dtype), as_type(weight, dtype), None, output_size)
-            return output if bias is None else output + bias.reshape(-1, 1, 1, 1)
-        dtype = computed_in(cell.mixed_precision_type)
-        if dtype is None:
-            return self._run(input, weight, bias, output_size)
-        input, weight = as_type(input, dtype), as_type(weight, dtype)
-        return self._run(input, weight, None if bias is None else as_type(bias, dtype), output_size)
-
-    def _run(self, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: Sequence[int] | None) -> Tensor:
-        dtypes = (input.dtype, weight.dtype) if bias is None else (input.dtype, weight.dtype, bias.dtype)
-        call = self._arguments.call(input.shape, weight.shape, dtypes, output_size)
-        if not call.on_cpu:
-            return _graph.own_operator(self._arguments, input, weight, bias, output_size)
-        if call.weight_grad_dtype != call.dtype:
-            # The gradient of an operand of a _Function is rounded to its type, that of an operator stays as it is.
-            return _graph.conv_transpose3d(self._arguments, None, input, weight, bias, output_size)
-        return _ops.conv_transpose3d(call, input, weight, bias)
 
 
 class Conv3dTranspose(nn.Conv3dTranspose):
@@ -134,14 +95,13 @@ class Conv3dTranspose(nn.Conv3dTranspose):
         self.weight = _parameter("weight", weight_init, layer.weight_shape, dtype)
         self.bias = _parameter("bias", bias_init, (out_channels,), dtype) if has_bias else None
         self._arguments = _ops.Arguments(mindspore_contract, layer)
-        self._in_pynative = InPyNative(self._arguments)
 
     def construct(self, x):
         """Return the transposed convolution of ``x``, which must be (N, C_in, D, H, W); empty axes are fine."""
         if is_compiling(marker):
             dtype = computed_in(self.mixed_precision_type)
             return _graph.conv_transpose3d(self._arguments, dtype, x, self.weight, self.bias)
-        return self._in_pynative.call(self, x)
+        return _call(self, x)
 
     def extend_repr(self) -> str:
         """Return the text between the brackets of the repr; output padding is not shown there."""
@@ -219,14 +179,13 @@ class ConvTranspose3d(nn.Cell):
         self.weight = _parameter("weight", weight_law, layer.weight_shape, dtype)
         self.bias = _parameter("bias", bias_law, (layer.out_channels,), dtype) if layer.bias else None
         self._arguments = _ops.Arguments(pytorch_contract, layer)
-        self._in_pynative = InPyNative(self._arguments)
 
     def construct(self, input, output_size=None):
         """Return the transposed convolution of (N, C, D, H, W) or (C, D, H, W); ``output_size`` as in PyTorch."""
         if is_compiling(marker):
             dtype = computed_in(self.mixed_precision_type)
             return _graph.conv_transpose3d(self._arguments, dtype, input, self.weight, self.bias, output_size)
-        return self._in_pynative.call(self, input, output_size)
+        return _call(self, input, output_size)
 
     def extend_repr(self) -> str:
         """Return the text between the brackets of the repr."""
@@ -247,6 +206,39 @@ _SHARED_ATTRIBUTES = (
     "has_bias",
     "data_format",
 )
+
+
+def _call(cell: Any, input: Any, output_size: Sequence[int] | None = None) -> Tensor:
+    """What `construct` does in PyNative mode."""
+    if not isinstance(input, Tensor):
+        return _graph.refuse_input(input)
+    weight, bias = cell.weight, cell.bias
+    strategy = get_curr_amp_strategy()
+    if strategy is not None:  # amp's level 'auto', which goes by the names of operators
+        dtype = get_prim_cast_strategy_info(strategy, "Conv3DTranspose").dtype
+        output = _run(cell, as_type(input, dtype), as_type(weight, dtype), None, output_size)
+        return output if bias is None else output + bias.reshape(-1, 1, 1, 1)
+    dtype = computed_in(cell.mixed_precision_type)
+    if dtype is None:
+        return _run(cell, input, weight, bias, output_size)
+    bias = None if bias is None else as_type(bias, dtype)
+    return _run(cell, as_type(input, dtype), as_type(weight, dtype), bias, output_size)
+
+
+def _run(cell: Any, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: Sequence[int] | None) -> Tensor:
+    arguments = cell._arguments
+    dtypes = (input.dtype, weight.dtype) if bias is None else (input.dtype, weight.dtype, bias.dtype)
+    call = arguments.call(input.shape, weight.shape, dtypes, output_size)
+    if not call.on_cpu:
+        return _graph.own_operator(arguments, input, weight, bias, output_size)
+    if call.weight_grad_dtype != call.dtype:
+        # The gradient of an operand of a _Function is rounded to its type, that of an operator stays as it is.
+        return _graph.conv_transpose3d(arguments, None, input, weight, bias, output_size)
+    return _ops.conv_transpose3d(call, input, weight, bias)
+
+
+# amp's level O1 writes the source of a network anew, which these cells would not survive. It leaves them in float32.
+getattr(namespace, "_subtree_black_list", []).extend((Conv3dTranspose, ConvTranspose3d))
 
 
 def _parameter(name: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Parameter:
