@@ -102,6 +102,9 @@ def test_attributes_and_repr_are_the_originals() -> None:
         assert getattr(ours, name) == getattr(theirs, name)
     assert [p.name for p in ours.get_parameters()] == [p.name for p in theirs.get_parameters()]
     assert list(nn.SequentialCell(ours).parameters_dict()) == ["0.weight", "0.bias"]
+    assert ours.conv3d_transpose.stride == theirs.conv3d_transpose.stride
+    assert ours.bias_add.name == theirs.bias_add.name
+    assert face.Conv3dTranspose(4, 6, 3, dilation=2).conv3d_transpose is None
     bare = face.Conv3dTranspose(4, 6, 3, bias_init="no such law")
     assert bare.bias is None and list(bare.parameters_dict()) == ["weight"]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mindspore
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore._c_expression.amp import get_curr_amp_strategy, get_prim_cast_strategy_info
 from mindspore.common import dtype as mstype
 from mindspore.common.initializer import HeUniform, Uniform, initializer
@@ -95,6 +95,12 @@ class Conv3dTranspose(nn.Conv3dTranspose):
         self.weight = _parameter("weight", weight_init, layer.weight_shape, dtype)
         self.bias = _parameter("bias", bias_init, (out_channels,), dtype) if has_bias else None
         self._arguments = _ops.Arguments(mindspore_contract, layer)
+        # The original's operators; None where it has none for this layer.
+        try:
+            self.conv3d_transpose = self._arguments.own_operator((), None)
+        except ValueError:
+            self.conv3d_transpose = None
+        self.bias_add = ops.BiasAdd(data_format)
 
     def construct(self, x):
         """Return the transposed convolution of ``x``, which must be (N, C_in, D, H, W); empty axes are fine."""
