@@ -148,7 +148,7 @@ def test_constructor_errors_of_frameworks() -> None:
 
 
 @pytest.mark.parametrize("pad_mode", ["same", "valid", "pad"])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_layers_against_the_original(pad_mode: str, seed: int, mode: str) -> None:
     rng = np.random.default_rng([4, seed])
     options, layer = mindspore_arguments(rng, pad_mode)
@@ -216,7 +216,7 @@ def applied(cells: nn.CellList) -> Any:
     return outputs
 
 
-def test_layers_that_differ_in_their_crop_alone(mode: str) -> None:
+def test_layers_that_differ_in_their_crop_alone() -> None:
     """Equal shapes everywhere: whatever MindSpore keeps by shape must not mix them up."""
     crops = [(1, 1, 1, 1, 1, 1), (0, 2, 0, 2, 0, 2), (2, 0, 1, 1, 0, 2), (0, 0, 0, 0, 0, 0)]
     x = random(1, 2, 4, 4, 4)
@@ -230,7 +230,7 @@ def test_layers_that_differ_in_their_crop_alone(mode: str) -> None:
         assert_same([cell(narrow) for cell in ours], [cell(narrow) for cell in theirs], tolerance)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_pytorchs_contract_against_pytorch(seed: int, mode: str) -> None:
     rng = np.random.default_rng([5, seed])
     layer = random_layer(rng, 8)
@@ -259,6 +259,17 @@ def test_pytorchs_contract_against_pytorch(seed: int, mode: str) -> None:
     assert_same(output, Tensor(y.detach().numpy()))
     expected = [tensor.grad, *(parameter.grad for parameter in theirs.parameters())]
     assert_same(grads, [Tensor(grad.numpy()) for grad in expected], 1e-4)
+
+
+def test_output_sizes_of_any_kind(mode: str) -> None:
+    layer, x = face.ConvTranspose3d(2, 4, 3, 2, 1), random(1, 2, 3, 3, 3)
+    for size in ((6, 5, 6), [6, 5, 6], [1, 4, 6, 5, 6], tuple(np.array([6, 5, 6]))):
+        assert layer(x, size).shape == (1, 4, 6, 5, 6)
+        assert layer(x, output_size=size).shape == (1, 4, 6, 5, 6)
+    assert mode == "graph" or layer(x, Tensor([6, 5, 6])).shape == (1, 4, 6, 5, 6)
+    for wrong, error in ((6, TypeError), ((6.0, 5.0, 6.0), TypeError), ((6, 5), ValueError), ((7, 5, 6), ValueError)):
+        with pytest.raises(error):
+            layer(x, wrong)
 
 
 def test_bytecode_capture() -> None:
@@ -375,7 +386,7 @@ def test_types(dtype: Any, mode: str) -> None:
 
 def test_inputs_that_are_no_tensors(mode: str) -> None:
     for layer in (face.Conv3dTranspose(2, 4, 3), face.ConvTranspose3d(2, 4, 3)):
-        for wrong in (5, "x", None, np.ones((1, 2, 3, 3, 3), np.float32)):
+        for wrong in (5, np.ones((1, 2, 3, 3, 3), np.float32)):
             with pytest.raises(TypeError, match="Tensor"):
                 layer(wrong)
 
@@ -499,10 +510,26 @@ def test_the_c_symbols_refuse_what_does_not_fit() -> None:
     assert bias_grad(y, b[:3]) and bias_grad(y, b.astype(np.float64)) and bias_grad(y)
 
 
-def test_large_outputs(mode: str) -> None:
-    """Past the sizes where memory is advised and tasks are split."""
+def test_large_results_and_the_output_pool(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the sizes where memory is advised and tasks are split; never in buffers that something else may be given."""
+    monkeypatch.setattr(_engine._core, "empty", None)
     ours, theirs = pair(2, 4, 2, 2, has_bias=True)
     x = random(1, 2, 48, 48, 48)
-    y = ours(x)
-    assert prod(y.shape) * 4 > 8 << 20
-    assert_same(y, theirs(x))
+
+    def results(cell: nn.Cell) -> Any:
+        def loss(x):
+            y = cell(x)
+            return (y**2).mean(), y
+
+        return mindspore.value_and_grad(loss, 0, cell.trainable_params(), has_aux=True)(x)
+
+    assert prod(ours(x).shape) * 4 > 8 << 20
+    assert_same(results(ours), results(theirs))
+
+
+def test_arrays_that_lie_askew(mode: str) -> None:
+    memory = np.zeros(2 * 27 * 4 + 1, np.uint8)
+    array = np.frombuffer(memory.data, np.float32, 54, offset=1).reshape(1, 2, 3, 3, 3)
+    array[:] = np.arange(54).reshape(array.shape)
+    layer, x = face.Conv3dTranspose(2, 4, 3), Tensor.from_numpy(array)
+    assert_same(layer(x), layer(Tensor(array.copy())), 0)

@@ -166,6 +166,14 @@ def test_accelerate_takes_the_layer_itself_and_refuses_other_things() -> None:
             function([layer])
 
 
+def test_a_layer_with_other_arguments_is_left() -> None:
+    """MindSpore has announced PyTorch's arguments for this class, without pad_mode."""
+    layer = nn.Conv3dTranspose(2, 4, 3)
+    del layer.pad_mode
+    assert "ConvTranspose3d" in face.accelerate(layer).left["Conv3dTranspose"]
+    assert type(layer) is nn.Conv3dTranspose
+
+
 def test_a_layer_whose_construct_was_replaced_is_left() -> None:
     layer = nn.Conv3dTranspose(2, 4, 3)
     layer.construct = lambda x: x

@@ -31,7 +31,7 @@ class _Operator(ops.Custom):
             # Sizes that vmap or another transformation took for this call's own would give wrong values.
             if any(tuple(a) != b for a, b in zip(shapes, operands, strict=False)):
                 rule = f"this call was resolved for {operands}"
-                raise ValueError(describe("the shapes of the operands", shapes, rule, "restore() the layer here"))
+                raise ValueError(describe("the shapes of the operands", shapes, rule, "use MindSpore's layer here"))
             return shape
 
         super().__init__(

@@ -18,6 +18,7 @@ a result may read it long after the result's Python object has died.
 from __future__ import annotations
 
 from functools import lru_cache
+from operator import index
 from types import ModuleType
 from typing import Any
 
@@ -79,6 +80,9 @@ class Arguments:
         output_size: Any = None,
     ) -> Call:
         """Return the call for operands of these shapes and types; raises what the contract says about them."""
+        output_size = _entries(output_size)
+        if output_size is not None and any(type(entry) is not int for entry in output_size):
+            return self._resolve(input_shape, weight_shape, dtypes, output_size)  # 8.0 is 8 to a dict, not to PyTorch
         key = input_shape, weight_shape, dtypes, output_size
         try:
             return self._calls[key]
@@ -93,7 +97,8 @@ class Arguments:
         geometry = self.layer.geometry(input_shape, *size)
         if weight_shape != self.layer.weight_shape:
             rule = f"this layer needs {self.layer.weight_shape}"
-            raise ValueError(describe("the shape of weight", weight_shape, rule, "assign such a tensor"))
+            error = ValueError if self.contract is mindspore_contract else RuntimeError
+            raise error(describe("the shape of weight", weight_shape, rule, "assign such a tensor"))
         self.contract.check_dtypes(*map(dtype_name, dtypes))
         dtype = dtypes[0]
         of_weight_grad = dtype
@@ -103,6 +108,7 @@ class Arguments:
 
     def own_operator(self, input_shape: Shape, output_size: Any) -> ops.Conv3DTranspose:
         """Return MindSpore's operator for a call; ValueError for what it has not, such as dilation of the depth."""
+        output_size = _entries(output_size)
         key = None if output_size is None else (input_shape, output_size)
         if key not in self._own_operators:
             self._own_operators[key] = ops.Conv3DTranspose(**self._own_arguments(input_shape, output_size))
@@ -140,6 +146,13 @@ class Arguments:
             "pad": tuple(cut for cut in padding for _ in range(2)),
             "output_padding": extra,
         }
+
+
+def _entries(output_size: Any) -> tuple[Any, ...] | None:
+    """Return an output size as a tuple, with Python's ints for whatever integers came in."""
+    if output_size is None:
+        return None
+    return tuple(index(entry) if hasattr(entry, "__index__") else entry for entry in output_size)
 
 
 class Call:
@@ -190,16 +203,19 @@ class Call:
 
     def _run(self, function: Any, first: Tensor, second: Tensor, shape: Shape, bias: Tensor | None = None) -> Tensor:
         result = np.empty(shape, self._array_dtype)
-        target = Tensor.from_numpy(result)
         if bias is not None and not bias.is_contiguous():
             bias = bias.contiguous()
+        addresses = first.data_ptr(), second.data_ptr(), 0 if bias is None else bias.data_ptr()
+        if (addresses[0] | addresses[1] | addresses[2]) % result.itemsize:  # only Tensor.from_numpy makes such tensors
+            return self._run(function, first.copy(), second.copy(), shape, None if bias is None else bias.copy())
+        target = Tensor.from_numpy(result)
         function(
             self._core_dtype,
-            (first.data_ptr(), second.data_ptr(), target.data_ptr()),
+            (addresses[0], addresses[1], target.data_ptr()),
             first.stride(),
             second.stride(),
             tuple(step // result.itemsize for step in result.strides),
-            0 if bias is None else bias.data_ptr(),
+            addresses[2],
             *self._sizes,
             self.threads,
             None,
