@@ -164,14 +164,27 @@ def as_type(tensor, dtype):
     return tensor
 
 
-def conv_transpose3d(arguments, dtype, input, weight, bias, output_size=None):
-    """Return the output of a call while a graph is compiled; ``dtype`` is what `computed_in` says of the cell."""
+_ONE = Tensor([[1.0]], mindspore.float32)
+
+
+def compiled(arguments, mixed_precision_type, input, weight, bias, output_size=None):
+    """Return the output of a cell while a graph is compiled."""
     if not isinstance(input, Tensor):
         return refuse_input(input)
+    dtype = computed_in(mixed_precision_type)
     if dtype is not None:
-        input, weight = as_type(input, dtype), as_type(weight, dtype)
-        if bias is not None:
-            bias = as_type(bias, dtype)
+        bias = bias if bias is None else as_type(bias, dtype)
+        return conv_transpose3d(arguments, as_type(input, dtype), as_type(weight, dtype), bias, output_size)
+    # amp's level 'auto' casts the operands of operators by their names. This one, whose result nobody uses, tells how.
+    dtype = ops.MatMul()(_ONE, _ONE).dtype
+    if dtype == mindspore.float32:
+        return conv_transpose3d(arguments, input, weight, bias, output_size)
+    output = conv_transpose3d(arguments, as_type(input, dtype), as_type(weight, dtype), None, output_size)
+    return output if bias is None else output + ops.reshape(bias, (-1, 1, 1, 1))
+
+
+def conv_transpose3d(arguments, input, weight, bias, output_size=None):
+    """Return the output of a call through operators, whose derivatives keep the types that the contract gives them."""
     dtypes = (input.dtype, weight.dtype) if bias is None else (input.dtype, weight.dtype, bias.dtype)
     shapes = (input.shape, weight.shape)
     if not _is_ours(shapes):

@@ -105,8 +105,7 @@ class Conv3dTranspose(nn.Conv3dTranspose):
     def construct(self, x):
         """Return the transposed convolution of ``x``, which must be (N, C_in, D, H, W); empty axes are fine."""
         if is_compiling(marker):
-            dtype = computed_in(self.mixed_precision_type)
-            return _graph.conv_transpose3d(self._arguments, dtype, x, self.weight, self.bias)
+            return _graph.compiled(self._arguments, self.mixed_precision_type, x, self.weight, self.bias)
         return _call(self, x)
 
     def extend_repr(self) -> str:
@@ -189,8 +188,8 @@ class ConvTranspose3d(nn.Cell):
     def construct(self, input, output_size=None):
         """Return the transposed convolution of (N, C, D, H, W) or (C, D, H, W); ``output_size`` as in PyTorch."""
         if is_compiling(marker):
-            dtype = computed_in(self.mixed_precision_type)
-            return _graph.conv_transpose3d(self._arguments, dtype, input, self.weight, self.bias, output_size)
+            kind = self.mixed_precision_type
+            return _graph.compiled(self._arguments, kind, input, self.weight, self.bias, output_size)
         return _call(self, input, output_size)
 
     def extend_repr(self) -> str:
@@ -219,16 +218,17 @@ def _call(cell: Any, input: Any, output_size: Sequence[int] | None = None) -> Te
     if not isinstance(input, Tensor):
         return _graph.refuse_input(input)
     weight, bias = cell.weight, cell.bias
-    strategy = get_curr_amp_strategy()
-    if strategy is not None:  # amp's level 'auto', which goes by the names of operators
-        dtype = get_prim_cast_strategy_info(strategy, "Conv3DTranspose").dtype
-        output = _run(cell, as_type(input, dtype), as_type(weight, dtype), None, output_size)
-        return output if bias is None else output + bias.reshape(-1, 1, 1, 1)
     dtype = computed_in(cell.mixed_precision_type)
-    if dtype is None:
-        return _run(cell, input, weight, bias, output_size)
-    bias = None if bias is None else as_type(bias, dtype)
-    return _run(cell, as_type(input, dtype), as_type(weight, dtype), bias, output_size)
+    if dtype is not None:
+        bias = None if bias is None else as_type(bias, dtype)
+        return _run(cell, as_type(input, dtype), as_type(weight, dtype), bias, output_size)
+    strategy = get_curr_amp_strategy()  # of amp's level 'auto', which goes by the names of operators
+    if strategy is not None:
+        rule = get_prim_cast_strategy_info(strategy, "Conv3DTranspose")
+        if rule.strategy.name == "AmpDoCast":
+            output = _run(cell, as_type(input, rule.dtype), as_type(weight, rule.dtype), None, output_size)
+            return output if bias is None else output + bias.reshape(-1, 1, 1, 1)
+    return _run(cell, input, weight, bias, output_size)
 
 
 def _run(cell: Any, input: Tensor, weight: Tensor, bias: Tensor | None, output_size: Sequence[int] | None) -> Tensor:
@@ -239,7 +239,7 @@ def _run(cell: Any, input: Tensor, weight: Tensor, bias: Tensor | None, output_s
         return _graph.own_operator(arguments, input, weight, bias, output_size)
     if call.weight_grad_dtype != call.dtype:
         # The gradient of an operand of a _Function is rounded to its type, that of an operator stays as it is.
-        return _graph.conv_transpose3d(arguments, None, input, weight, bias, output_size)
+        return _graph.conv_transpose3d(arguments, input, weight, bias, output_size)
     return _ops.conv_transpose3d(call, input, weight, bias)
 
 
