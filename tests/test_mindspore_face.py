@@ -315,6 +315,9 @@ def test_shapes_unknown_to_the_compiler(tmp_path: Path, monkeypatch: pytest.Monk
             x = random(size - 2, 2, size, 3, 3)
             assert_same(ours(x), theirs(x))
             assert other(x).shape == (size - 2, 4, 2 * size, 6, 6)
+        rankless = face.Conv3dTranspose(2, 4, 3, 2)
+        rankless.set_inputs(Tensor(shape=None, dtype=mindspore.float32))
+        assert rankless(random(1, 2, 3, 3, 3)).shape == (1, 4, 6, 6, 6)
         deep = face.Conv3dTranspose(2, 4, 3, dilation=2)
         deep.set_inputs(Tensor(shape=[None, 2, 3, 3, 3], dtype=mindspore.float32))
         with pytest.raises(ValueError, match="dilation"):

@@ -106,7 +106,12 @@ def _sizes(arguments: Any, shapes: Any, dtypes: Any, output_size: Any) -> Tensor
 
 @constexpr(check=False)
 def _is_ours(shapes: Any) -> bool:
-    return _ops.on_cpu() and None not in shapes[0]
+    return _ops.on_cpu() and shapes[0] is not None and None not in shapes[0]
+
+
+@constexpr(check=False)
+def _lacks_batch(shape: Any) -> bool:
+    return shape is not None and len(shape) == 4
 
 
 @constexpr(check=False)
@@ -116,7 +121,7 @@ def _own_operator(arguments: Any, input_shape: Any, output_size: Any) -> Any:
 
 def own_operator(arguments, input, weight, bias, output_size=None):
     """Return the output by MindSpore's own operator: on other devices, and for shapes unknown to the compiler."""
-    if input.ndim == 4:
+    if _lacks_batch(input.shape):
         return ops.squeeze(own_operator(arguments, ops.expand_dims(input, 0), weight, bias, output_size), 0)
     output = _own_operator(arguments, input.shape, output_size)(input, weight)
     return output if bias is None else ops.BiasAdd("NCDHW")(output, bias)
