@@ -14,6 +14,7 @@
 #include <string>
 
 #include "engine.h"
+#include "start.h"
 
 namespace nb = nanobind;
 
@@ -195,8 +196,7 @@ void run_at(Op op, DType dtype, std::array<uintptr_t, 3> data, Shape stride0, Sh
 
 NB_MODULE(_core, m) {
   // While no other thread can be here: a fork in the middle of a first call would leave the child waiting for what that call was making.
-  start_pool();
-  start_stores();
+  start_engine();
   try {
     active_kernels();
   } catch (const std::invalid_argument&) {

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several test files share: a repeatable global generator and the list of instruction sets."""
+"""What several test files share: a repeatable global generator, instruction sets, the modes of MindSpore."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,3 +30,15 @@ def seeded() -> Iterator[None]:
 def isa(request: pytest.FixtureRequest) -> str:
     """Each instruction set that this machine has, by the name that TCONV3D_ISA takes when a process starts."""
     return request.param
+
+
+@pytest.fixture(params=["pynative", "graph"])
+def mode(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """MindSpore's modes in turn, in a folder where it may leave files about graphs that it refused."""
+    import mindspore
+
+    monkeypatch.chdir(tmp_path)
+    modes = {"pynative": mindspore.PYNATIVE_MODE, "graph": mindspore.GRAPH_MODE}
+    mindspore.set_context(mode=modes[request.param])
+    yield request.param
+    mindspore.set_context(mode=mindspore.PYNATIVE_MODE)

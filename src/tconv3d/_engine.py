@@ -297,6 +297,7 @@ POOLED_BYTES = _POOLED_BYTES
 forward_at = partial(_core.run_at, _core.Op.forward)
 input_grad_at = partial(_core.run_at, _core.Op.input_grad)
 weight_grad_at = partial(_core.run_at, _core.Op.weight_grad)
+LIBRARY = _core.__file__  # where MindSpore's graphs find the C symbols of kernels/mindspore.cc
 pooled_at = _core.empty  # (shape, "float32" | "float64" | "uint16") -> array from the pool of output buffers
 
 
