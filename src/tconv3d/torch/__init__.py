@@ -11,7 +11,18 @@ such as torch.set_default_device) goes to PyTorch's own operator, with the same 
 
 from __future__ import annotations
 
-from . import functional
-from .layers import ConvTranspose3d, freeze, thaw
+from . import _onnx, functional
+from .accelerate import accelerate, restore
+from .frozen import freeze, thaw
+from .layers import Conv3dTranspose, ConvTranspose3d, LazyConvTranspose3d
 
-__all__ = ["ConvTranspose3d", "freeze", "functional", "thaw"]
+__all__ = [
+    "Conv3dTranspose",
+    "ConvTranspose3d",
+    "LazyConvTranspose3d",
+    "accelerate",
+    "freeze",
+    "functional",
+    "restore",
+    "thaw",
+]
