@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _library
+from ._kernels import output_size
+from ._operators import conv_transpose3d
 
 Sizes = Sequence[int]
 
@@ -30,10 +31,10 @@ def conv_transpose_node(
         "group": groups,
     }
     operands = (input, weight) if bias is None else (input, weight, bias)
-    out = _library.output_size(input.shape, weight.shape, stride, dilation, crop_front, crop_back)
+    out = output_size(input.shape, weight.shape, stride, dilation, crop_front, crop_back)
     shape = (input.shape[0], weight.shape[1] * groups, *out)
     return torch.onnx.ops.symbolic("ConvTranspose", operands, attributes, dtype=input.dtype, shape=shape)
 
 
 # The exporter looks for decompositions in this table; torch.compile and torch.export have tables of their own.
-torch._decomp.register_decomposition(_library.conv_transpose3d)(conv_transpose_node)
+torch._decomp.register_decomposition(conv_transpose3d)(conv_transpose_node)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators on the CPU, by the engine, and the shapes and strides that they promise to compilers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _aten
+from ._calls import DTYPES, is_channels_last, resolved
+
+Sizes = Sequence[int]
+
+
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, dilation: Sizes, crop_front: Sizes,
+    crop_back: Sizes, groups: int,
+) -> Tensor:  # fmt: skip
+    out = _check_forward(input, weight, bias, stride, dilation, crop_front, crop_back, groups)
+    if input.dtype not in DTYPES:
+        return _aten.conv_transpose3d(input, weight, bias, stride, dilation, crop_front, crop_back, groups)
+    operands = input.shape, input.stride(), weight.shape, weight.stride(), input.dtype
+    call = _call(input.shape[2:], weight.shape[2:], out, stride, dilation, crop_front, groups, operands)
+    return call.forward(input, weight, None if bias is None else bias.contiguous())
+
+
+def input_grad(
+    grad_output: Tensor, weight: Tensor, input_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
+    groups: int,
+) -> Tensor:  # fmt: skip
+    _check_grads(grad_output, weight.shape[1], weight.dtype, groups)
+    if weight.dtype not in DTYPES:
+        return _aten.input_grad(grad_output, weight, input_size, stride, dilation, crop_front, groups)
+    shape = (grad_output.shape[0], weight.shape[0], *input_size)
+    operands = shape, _strides_like(grad_output, shape), weight.shape, weight.stride(), weight.dtype
+    out = grad_output.shape[2:]
+    return _call(input_size, weight.shape[2:], out, stride, dilation, crop_front, groups, operands).input_grad(
+        grad_output, weight
+    )
+
+
+def weight_grad(
+    input: Tensor, grad_output: Tensor, kernel_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
+    groups: int,
+) -> Tensor:  # fmt: skip
+    _check_grads(grad_output, grad_output.shape[1] // groups, input.dtype, groups)
+    if input.dtype not in DTYPES:
+        return _aten.weight_grad(input, grad_output, kernel_size, stride, dilation, crop_front, groups)
+    shape = (input.shape[1], grad_output.shape[1] // groups, *kernel_size)
+    operands = input.shape, input.stride(), shape, _contiguous_strides(shape), input.dtype
+    out = grad_output.shape[2:]
+    return _call(input.shape[2:], kernel_size, out, stride, dilation, crop_front, groups, operands).weight_grad(
+        input, grad_output
+    )
+
+
+def _call(
+    input_size: Sizes, kernel_size: Sizes, output_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
+    groups: int, operands: tuple[Any, ...],
+) -> Any:  # fmt: skip
+    sizes = (tuple(size) for size in (input_size, kernel_size, output_size, stride, dilation, crop_front))
+    shapes = (tuple(entry) if isinstance(entry, Sequence) else entry for entry in operands)
+    return resolved(*sizes, groups, tuple(shapes))
+
+
+# Shapes for fake tensors. The checks are those of the kernels: an operator is called with what a contract let pass, but
+# shapes are not known to the contract while something is traced.
+
+
+def forward_shape(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, dilation: Sizes, crop_front: Sizes,
+    crop_back: Sizes, groups: int,
+) -> Tensor:  # fmt: skip
+    out = _check_forward(input, weight, bias, stride, dilation, crop_front, crop_back, groups)
+    return _empty_like(input, (input.shape[0], weight.shape[1] * groups, *out))
+
+
+def input_grad_shape(grad_output: Tensor, weight: Tensor, input_size: Sizes, *sizes: Any) -> Tensor:
+    _check_grads(grad_output, weight.shape[1], weight.dtype, sizes[-1])
+    return _empty_like(grad_output, (grad_output.shape[0], weight.shape[0], *input_size))
+
+
+def weight_grad_shape(input: Tensor, grad_output: Tensor, kernel_size: Sizes, *sizes: Any) -> Tensor:
+    groups = sizes[-1]
+    _check_grads(grad_output, grad_output.shape[1] // groups, input.dtype, groups)
+    return input.new_empty((input.shape[1], grad_output.shape[1] // groups, *kernel_size))
+
+
+def output_size(
+    input_shape: Sizes, weight_shape: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes, crop_back: Sizes
+) -> list[int]:
+    """Return depth, height and width of the output of whole shapes; the numbers may be symbolic.
+
+    >>> output_size((1, 1, 4, 4, 4), (1, 1, 5, 5, 5), [3] * 3, [1] * 3, [1, 1, 0], [1, 2, 0])
+    [12, 11, 14]
+    """
+    axes = zip(input_shape[2:], weight_shape[2:], stride, dilation, crop_front, crop_back, strict=True)
+    return [(size - 1) * step + spread * (k - 1) + 1 - front - back for size, k, step, spread, front, back in axes]
+
+
+def _check_forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, dilation: Sizes, crop_front: Sizes,
+    crop_back: Sizes, groups: int,
+) -> list[int]:  # fmt: skip
+    """Return the output size; RuntimeError for what does not fit together."""
+    check = torch._check
+    check(input.dim() == 5, lambda: f"input has {input.dim()} axes, but it must be (N, C, D, H, W)")
+    check(weight.dim() == 5, lambda: f"weight has {weight.dim()} axes, but it must be (C_in, C_out / groups, *kernel)")
+    check(groups >= 1, lambda: f"groups is {groups}, but it must be at least 1")
+    check(
+        input.shape[1] == weight.shape[0] and weight.shape[0] % groups == 0,
+        lambda: (
+            f"input has {input.shape[1]} channels, but weight {tuple(weight.shape)} takes {weight.shape[0]}"
+            f" in groups={groups}"
+        ),
+    )
+    check(
+        weight.dtype == input.dtype and (bias is None or bias.dtype == input.dtype),
+        lambda: f"input is {input.dtype}, but weight or bias is not; convert one of them",
+    )
+    check(
+        bias is None or (bias.dim() == 1 and bias.shape[0] == weight.shape[1] * groups),
+        lambda: f"bias has another shape than the {weight.shape[1] * groups} output channels",
+    )
+    out = output_size(input.shape, weight.shape, stride, dilation, crop_front, crop_back)
+    for size in out:
+        check(size >= 0, lambda: f"the output size is {out}, but no axis may be negative; use less padding")
+    return out
+
+
+def _check_grads(grad_output: Tensor, columns: int, dtype: torch.dtype, groups: int) -> None:
+    torch._check(
+        grad_output.dtype == dtype and grad_output.shape[1] == columns * groups,
+        lambda: (
+            f"grad_output is {grad_output.dtype} with {grad_output.shape[1]} channels, but the operands of the"
+            f" forward call were {dtype} with {columns * groups} output channels"
+        ),
+    )
+
+
+def _empty_like(source: Tensor, shape: Sizes) -> Tensor:
+    """An empty tensor in the memory format of ``source``, as the kernels make it."""
+    like = is_channels_last(source.shape, source.stride())
+    return source.new_empty(shape).contiguous(memory_format=torch.channels_last_3d if like else torch.contiguous_format)
+
+
+def _strides_like(source: Tensor, shape: Sizes) -> tuple[int, ...]:
+    if not is_channels_last(source.shape, source.stride()):
+        return _contiguous_strides(shape)
+    _, c, d, h, w = shape
+    return d * h * w * c, 1, h * w * c, w * c, c
+
+
+def _contiguous_strides(shape: Sizes) -> tuple[int, ...]:
+    _, c, d, h, w = shape
+    return c * d * h * w, d * h * w, h * w, w, 1
