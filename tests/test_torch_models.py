@@ -100,7 +100,7 @@ def test_three_training_steps() -> None:
     theirs = nnunet(PlainConvUNet, n_conv_per_stage=(1, 1, 1))
     ours = copy.deepcopy(theirs)
     face.accelerate(ours)
-    x, target = torch.randn(2, 1, 16, 16, 16), torch.randint(2, (16, 16, 16))
+    x, target = torch.randn(2, 1, 16, 16, 16), torch.randint(2, (2, 16, 16, 16))
     losses = []
     for model in (theirs, ours):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
