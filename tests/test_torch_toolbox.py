@@ -429,7 +429,8 @@ def run_onnx(program: Any, path: Path, x: Tensor) -> tuple[list[Any], np.ndarray
     import onnx
     import onnxruntime
 
-    program.save(path) if hasattr(program, "save") else None
+    if program is not None:
+        program.save(path)
     model = onnx.load(path)
     onnx.checker.check_model(model)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -450,13 +451,14 @@ ONNX_LAYERS: list[tuple[Callable[[], torch.nn.Module], dict[str, Any]]] = [
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("dynamo", [True, False])
 @pytest.mark.parametrize("case", range(len(ONNX_LAYERS)))
-def test_onnx_export_is_one_plain_node(case: int, tmp_path: Path) -> None:
+def test_onnx_export_is_one_plain_node(case: int, dynamo: bool, tmp_path: Path) -> None:
     make, expected = ONNX_LAYERS[case]
     layer = make().eval()
-    x = torch.randn(2, 4, 3, 4, 5)
-    program = torch.onnx.export(layer, (x,), dynamo=True, verbose=False)
-    nodes, y = run_onnx(program, tmp_path / "layer.onnx", x)
+    x, path = torch.randn(2, 4, 3, 4, 5), tmp_path / "layer.onnx"
+    program = torch.onnx.export(layer, (x,), None if dynamo else path, dynamo=dynamo, verbose=False)
+    nodes, y = run_onnx(program, path, x)
     assert [(node.op_type, node.domain) for node in nodes] == [("ConvTranspose", "")]
     np.testing.assert_allclose(y, layer(x).detach().numpy(), rtol=1e-4, atol=1e-5)
     for name, value in expected.items():
@@ -632,8 +634,11 @@ def test_dispatch_modes_see_one_operator() -> None:
 # Several threads and processes.
 
 
-def test_three_threads_call_one_module_while_a_fourth_trains() -> None:
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_three_threads_call_one_module_while_a_fourth_trains(is_frozen: bool) -> None:
     mine, other = decoders()
+    if is_frozen:
+        face.freeze(mine)
     inputs = [torch.randn(1, 3, 4 + i % 3, 5, 4) for i in range(12)]
     expected = [other(x).detach() for x in inputs]
     failures: list[str] = []

@@ -11,10 +11,7 @@ such as torch.set_default_device) goes to PyTorch's own operator, with the same 
 
 from __future__ import annotations
 
-from . import (
-    _onnx,  # noqa: F401  # its import registers it
-    functional,
-)
+from . import functional
 from .accelerate import accelerate, restore
 from .frozen import freeze, thaw
 from .layers import Conv3dTranspose, ConvTranspose3d, LazyConvTranspose3d

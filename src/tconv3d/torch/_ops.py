@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from . import _aten, _library
+from . import _aten, _library, _onnx
 from ._calls import DTYPES, Call, Calls
 
 
@@ -127,6 +127,9 @@ def cropped(
         operands, sizes = (input, weight, bias), (stride, dilation, crop_front, crop_back, groups)
         return handle_torch_function(cropped, operands, *operands, *sizes)
     traced = not torch.compiler.is_compiling() and torch._C._get_tracing_state()
+    if traced and torch.onnx.is_in_onnx_export():
+        _onnx.register_for_traces()  # and the trace is gone afterwards: it may hold our operator
+        traced = False
     operator = _library if is_for_the_engine(input, weight, bias) and not traced else _aten
     return operator.conv_transpose3d(input, weight, bias, stride, dilation, crop_front, crop_back, groups)
 

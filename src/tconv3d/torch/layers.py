@@ -227,7 +227,8 @@ def _construct(layer: Conv3dTranspose, x: Tensor) -> Tensor:
         result = _ops.run(layer._calls, x, weight, bias, layer.panels(weight)) if x.dim() == 5 else None
         if result is not None:
             return result
-    if x.dim() != 5 or x.shape[1] != weight.shape[0]:
+    # While torch.jit traces, a size is a tensor and no number to decide by.
+    if x.dim() != 5 or (not torch.jit.is_tracing() and x.shape[1] != weight.shape[0]):
         rule = f"it must be (N, {weight.shape[0]}, D, H, W)"
         raise ValueError(describe("the shape of x", tuple(x.shape), rule, "check the order of the axes"))
     return _ops.cropped(x, weight, bias, *sizes)
