@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_corpus import ROWS, TOLERANCE, assert_matches, decode, drawn, dtype_of
+from test_corpus import ROWS, TOLERANCE, assert_law, assert_matches, decode, drawn, dtype_of
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as torch_functional
 from torch.utils.checkpoint import checkpoint
@@ -124,6 +124,14 @@ def test_errors_of_the_corpus(row: dict[str, Any]) -> None:
     with pytest.raises(error) as caught:
         layer(x, **{name: torch_decode(value) for name, value in row["call"].items()})
     assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("row", torch_rows("init"))
+def test_initial_laws_of_the_corpus(row: dict[str, Any]) -> None:
+    layer = make_layer(row)
+    for name in ("weight", "bias"):
+        if name in row:
+            assert_law(getattr(layer, name).detach().double().numpy(), row[name])
 
 
 @pytest.mark.parametrize("dtype", ENGINE_DTYPES)

@@ -503,6 +503,33 @@ def test_autocast_as_pytorch_does(lower: torch.dtype, engine_calls: list[str]) -
     assert engine_calls
 
 
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_through_several_layers(compiled: bool, engine_calls: list[str]) -> None:
+    """From the second layer on, inputs are in the lower precision and weights are not."""
+    mine, other = decoders()
+    x = torch.randn(2, 3, 4, 5, 6)
+    module = torch.compile(mine, fullgraph=True, backend="aot_eager") if compiled else mine
+    cropped = face.Conv3dTranspose(2, 2, 4, has_bias=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        y, expected = module(x), other(x)
+        z = cropped(y)
+    assert y.dtype == z.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected, rtol=0.05, atol=0.02)
+    torch.testing.assert_close(z.float(), cropped(y.float()), rtol=0.05, atol=0.02)
+    assert engine_calls[:3] == ["forward_at"] * 3
+
+
+def test_output_sizes_are_resolved_once() -> None:
+    layer = face.ConvTranspose3d(2, 3, 3, stride=2)
+    x = torch.randn(1, 2, 3, 3, 3)
+    before = face.functional._kept_calls.cache_info().misses
+    for _ in range(3):
+        layer(x, output_size=[8, 7, 8])
+    assert face.functional._kept_calls.cache_info().misses <= before + 1
+
+
 def test_autocast_of_a_frozen_layer() -> None:
     layer, other = pair(2, 3, 3, stride=2)
     face.freeze(layer)

@@ -44,16 +44,15 @@ def run(calls: Calls, input: Tensor, weight: Tensor, bias: Tensor | None, panels
 
     ``panels`` are the packed forms of a frozen weight.
     """
-    if not (_is_eager() and _are_plain(input, weight)):
+    if not (_is_eager() and _is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias))):
         return None
     if torch.is_autocast_enabled("cpu"):
         lower = torch.get_autocast_dtype("cpu")
         if weight.dtype is not lower:
             panels = None
         input, weight, bias = (_library.autocast(operand, lower) for operand in (input, weight, bias))
-        if not _are_plain(input, weight):
-            return None
-    if bias is not None and not (_is_plain(bias) and bias.dtype is input.dtype):
+    dtype = input.dtype
+    if dtype not in DTYPES or weight.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
         return None
     if input.dim() == 4:
         batched = run(calls, input.unsqueeze(0), weight, bias, panels)
@@ -75,15 +74,21 @@ def is_for_the_engine(*operands: Tensor | None) -> bool:
 
     A subclass with a dispatch of its own, such as a distributed tensor, knows PyTorch's operators and not ours.
     """
-    dtype = None
+    dtypes = set()
     for operand in operands:
         if operand is not None:
-            dtype = operand.dtype if dtype is None else dtype
-            if operand.device.type != "cpu" or operand.layout != torch.strided or operand.dtype != dtype:
+            dtypes.add(operand.dtype)
+            if operand.device.type != "cpu" or operand.layout != torch.strided or operand.dtype not in DTYPES:
                 return False
             if torch.utils._python_dispatch.is_traceable_wrapper_subclass(operand):
                 return False
-    return dtype in DTYPES
+    return len(dtypes) == 1 or torch.is_autocast_enabled("cpu")
+
+
+def is_autocast(input: Tensor) -> bool:
+    """Whether operands of different dtypes are going to be cast."""
+    device = input.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def through_library(

@@ -44,7 +44,7 @@ def conv_transpose3d(
     if output_size is not None:
         output_padding = _output_padding(input, weight, output_size, stride, padding, dilation)
     if not torch.compiler.is_compiling():
-        calls = _calls(stride, padding, output_padding, groups, dilation)
+        calls = calls_of(stride, padding, output_padding, groups, dilation)
         result = None if calls is None else _ops.run(calls, input, weight, bias)
         if result is not None:
             return result
@@ -77,8 +77,12 @@ def _output_padding(
     return layer._output_padding(None, input, output_size, step, front, weight.shape[2:], 3, spread)
 
 
-def _calls(stride: Size, padding: Size, output_padding: Size, groups: int, dilation: Size) -> TorchCalls | None:
-    """Return the arguments with the calls that they resolved to so far; None for those that PyTorch will refuse."""
+def calls_of(stride: Size, padding: Size, output_padding: Size, groups: int, dilation: Size) -> TorchCalls | None:
+    """Return the arguments with the calls that they resolved to so far; None for those that PyTorch will refuse.
+
+    >>> calls_of(2, 1, 0, 1, 1) is calls_of(2, 1, 0, 1, 1), calls_of(2.0, 1, 0, 1, 1)
+    (True, None)
+    """
     try:
         return _kept_calls(
             pytorch.size_argument("stride", stride),

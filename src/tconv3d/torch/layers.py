@@ -167,7 +167,8 @@ def _forward(layer: ConvTranspose3d, input: Tensor, output_size: Sequence[int] |
         if isinstance(input, Tensor):
             return handle_torch_function(_forward, (input, weight, bias), layer, input, output_size)
     elif not torch.compiler.is_compiling() and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
-        result = _ops.run(_calls(layer, input, output_size), input, weight, bias, layer.panels(weight))
+        calls = _calls(layer, input, output_size)
+        result = None if calls is None else _ops.run(calls, input, weight, bias, layer.panels(weight))
         if result is not None:
             return result
     return _general(layer, input, output_size)
@@ -186,11 +187,11 @@ def _general(layer: ConvTranspose3d, input: Tensor, output_size: Sequence[int] |
     return functional.conv_transpose3d(input, layer.weight, layer.bias, *sizes, output_size=output_size)
 
 
-def _calls(layer: ConvTranspose3d, input: Tensor, output_size: Sequence[int] | None) -> TorchCalls:
+def _calls(layer: ConvTranspose3d, input: Tensor, output_size: Sequence[int] | None) -> TorchCalls | None:
     """Return what the attributes say, resolved again only if one of them was assigned since the last call."""
     if output_size is not None:
         extra = _output_padding(layer, input, output_size)
-        return TorchCalls(layer.stride, layer.padding, extra, layer.groups, layer.dilation)
+        return functional.calls_of(layer.stride, layer.padding, extra, layer.groups, layer.dilation)
     kept = layer._calls
     if (
         kept is None
@@ -219,8 +220,8 @@ def _construct(layer: Conv3dTranspose, x: Tensor) -> Tensor:
         return _ops.cropped(x, weight, bias, *sizes)  # a proxy of torch.fx, which records this one call
     if not isinstance(x, Tensor):
         raise TypeError(describe("x", type(x), "it must be a torch.Tensor", "convert it with torch.as_tensor"))
-    dtypes = (None if operand is None else _name(operand.dtype) for operand in (x, weight, bias))
-    mindspore.check_dtypes(*dtypes)
+    if not _ops.is_autocast(x):
+        mindspore.check_dtypes(*(None if operand is None else _name(operand.dtype) for operand in (x, weight, bias)))
     if not torch.compiler.is_compiling():
         if layer._calls is None:
             layer._calls = MindSporeCalls(layer._arguments)
