@@ -192,6 +192,35 @@ def test_removing_a_parametrization_from_an_accelerated_layer() -> None:
     assert type(face.restore(layer)) is Original
 
 
+def test_a_parametrization_that_came_after_acceleration() -> None:
+    layer = Original(2, 3, 2)
+    face.accelerate(layer)
+    parametrizations.weight_norm(layer)
+    expected = layer(X[:, :2])
+    assert [row.accelerated for row in face.accelerate(layer)] == [True]
+    face.restore(layer)
+    assert not isinstance(layer, face.ConvTranspose3d)
+    torch.testing.assert_close(layer(X[:, :2]), expected)
+    parametrize.remove_parametrizations(layer, "weight")
+    assert type(layer) is Original
+
+
+class Stateful(Original):
+    """A subclass that pickles itself in its own way."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "note": "kept"}
+
+
+def test_a_state_of_their_own() -> None:
+    layer = Stateful(4, 2, 2)
+    face.accelerate(layer)
+    expected = layer(X)
+    other = copy.deepcopy(layer)
+    assert other.note == "kept"
+    assert torch.equal(other(X), expected)
+
+
 def test_parametrized_classes_are_not_kept_alive() -> None:
     layer = parametrizations.weight_norm(Original(2, 3, 2))
     face.accelerate(layer)

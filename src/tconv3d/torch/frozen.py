@@ -43,9 +43,15 @@ class Freezable(Module):
         self._thaw()
         super()._load_from_state_dict(*args, **kwargs)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Any:
         """Leave out what belongs to this object alone: copies and pickles are thawed and resolve their own calls."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_calls", "_frozen")}
+        inherited = getattr(
+            super(), "__getstate__", None
+        )  # a user's subclass may have one; Python 3.10's object has not
+        state = self.__dict__ if inherited is None else inherited()
+        if not isinstance(state, dict):
+            return state
+        return {name: value for name, value in state.items() if name not in ("_calls", "_frozen")}
 
     def _thaw(self) -> None:
         _frozen_layers.discard(self)
