@@ -72,8 +72,8 @@ def test_what_changes_and_what_stays() -> None:
 
     report = face.accelerate(model)
 
-    assert [row.name for row in report] == ["plain", "inner.0", "own", "normed"]
-    assert [row.name for row in report.accelerated] == ["plain", "inner.0", "normed"]
+    assert [row.module for row in report] == ["plain", "inner.0", "own", "normed"]
+    assert [row.module for row in report.accelerated] == ["plain", "inner.0", "normed"]
     assert repr(model) == text
     assert [id(parameter) for parameter in model.parameters()] == [id(parameter) for parameter in parameters]
     assert list(model.state_dict()) == list(state)
@@ -102,7 +102,7 @@ def test_the_report_says_what_and_why() -> None:
     model.complex = complex_layer()
     model.lazy = torch.nn.LazyConvTranspose3d(3, 2)
     report = face.accelerate(model)
-    rows = {row.name: row for row in report}
+    rows = {row.module: row for row in report}
     assert "phases" in rows["plain"].plan
     assert rows["plain"].geometry == "4, 4, kernel_size=(3, 3, 3), stride=(2, 2, 2), padding=(1, 1, 1)"
     assert "8 phases of 1 to 8 taps, 27 in all" in rows["plain"].plan
@@ -113,12 +113,12 @@ def test_the_report_says_what_and_why() -> None:
     assert "complex64 on cpu" in rows["complex"].plan
     assert "first input" in rows["lazy"].plan
     assert len(report) == len(rows) == 8
-    assert {row.name for row in report.skipped} == {"own", "patched", "scripted"}
+    assert {row.module for row in report.skipped} == {"own", "patched", "scripted"}
     text = str(report)
     assert text.startswith("5 of 8 transposed 3-D convolutions accelerated")
-    assert all(row.name in text for row in report)
+    assert all(row.module in text for row in report)
     again = face.accelerate(model)
-    assert {row.name for row in again.accelerated} == {row.name for row in report.accelerated}
+    assert {row.module for row in again.accelerated} == {row.module for row in report.accelerated}
 
 
 def scripted() -> torch.nn.Module:
@@ -133,7 +133,7 @@ def complex_layer() -> torch.nn.Module:
 
 def test_single_layers_and_no_layers() -> None:
     layer = Original(2, 3, 2)
-    assert [row.name for row in face.accelerate(layer)] == [""]
+    assert [row.module for row in face.accelerate(layer)] == [""]
     assert isinstance(layer, face.ConvTranspose3d)
     assert type(face.restore(layer)) is Original
     report = face.accelerate(torch.nn.Linear(1, 1))

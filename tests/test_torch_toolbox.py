@@ -505,12 +505,16 @@ def test_autocast_as_pytorch_does(lower: torch.dtype, engine_calls: list[str]) -
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("compiled", [False, True])
-def test_autocast_through_several_layers(compiled: bool, engine_calls: list[str]) -> None:
+@pytest.mark.parametrize("how", ["eager", "compiled", "mapped"])
+def test_autocast_through_several_layers(how: str, engine_calls: list[str]) -> None:
     """From the second layer on, inputs are in the lower precision and weights are not."""
     mine, other = decoders()
     x = torch.randn(2, 3, 4, 5, 6)
-    module = torch.compile(mine, fullgraph=True, backend="aot_eager") if compiled else mine
+    module: Callable[[Tensor], Tensor] = {
+        "eager": lambda x: mine(x),
+        "compiled": torch.compile(mine, fullgraph=True, backend="aot_eager"),
+        "mapped": lambda x: vmap(mine)(x[None])[0],
+    }[how]
     cropped = face.Conv3dTranspose(2, 2, 4, has_bias=True)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         y, expected = module(x), other(x)

@@ -23,15 +23,15 @@ _Original, _LazyOriginal = torch.nn.ConvTranspose3d, torch.nn.LazyConvTranspose3
 class Row:
     """What became of one module.
 
-    ``name`` is its path in the model, ``layer`` its kind, ``geometry`` its arguments. ``plan`` says what runs it,
+    ``module`` is its path in the model, ``kind`` its class, ``geometry`` its arguments. ``plan`` says what runs it,
     ``why_not`` is empty for an accelerated module and else the reason why it was left as it is.
 
     >>> Row("up", "ConvTranspose3d", "2, 4, kernel_size=(3, 3, 3)", "PyTorch", "it is scripted").accelerated
     False
     """
 
-    name: str
-    layer: str
+    module: str
+    kind: str
     geometry: str
     plan: str
     why_not: str = ""
@@ -72,9 +72,9 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{len(self.accelerated)} of {len(self.rows)} transposed 3-D convolutions accelerated"]
-        width = max((len(row.name) for row in self.rows), default=0)
+        width = max((len(row.module) for row in self.rows), default=0)
         for row in self.rows:
-            lines.append(f"  {row.name:<{width}}  {row.layer}({row.geometry})")
+            lines.append(f"  {row.module:<{width}}  {row.kind}({row.geometry})")
             lines.append(f"  {'':<{width}}  {row.plan}{': ' if row.why_not else ''}{row.why_not}")
         return "\n".join(lines)
 
@@ -86,7 +86,8 @@ def accelerate(model: Module) -> Report:
     optimizers hold, training mode, weight_norm and other parametrizations stay. Subclasses keep their own methods as
     long as they left ``forward`` alone. What cannot be exchanged is left as it is, and the report says why: scripted
     and quantized modules, a ``forward`` of their own. Modules on devices and with dtypes that the engine lacks are
-    exchanged too and run by PyTorch's operator until they move.
+    exchanged too and run by PyTorch's operator until they move. Only modules are found: a model that calls
+    torch.nn.functional.conv_transpose3d itself needs this library's function in its code.
 
     `restore` undoes it. Do that before a whole model is pickled for someone who has not got this library: pickles name
     the classes. A state_dict needs nothing.
@@ -95,7 +96,7 @@ def accelerate(model: Module) -> Report:
         TypeError: model is no torch.nn.Module.
 
     >>> model = torch.nn.Sequential(torch.nn.ConvTranspose3d(2, 4, 3), torch.nn.ReLU())
-    >>> [row.name for row in accelerate(model).accelerated], type(model[0]).__module__
+    >>> [row.module for row in accelerate(model).accelerated], type(model[0]).__module__
     (['0'], 'tconv3d.torch.layers')
     """
     rows = []

@@ -84,7 +84,8 @@ def freeze(module: Module) -> Module:
     Thawed by `thaw`, ``load_state_dict``, ``.to()`` and its kin, and by a step of an optimizer that holds the weight.
     Other writes to the parameter are seen by PyTorch's version counter, and the packed forms are no longer used. What
     NOTHING sees are writes past it, through ``weight.data`` or a NumPy view: they break the promise, and outputs mix
-    old weights and new until the module is thawed or frozen again. Copies and pickles of a frozen module are thawed.
+    old weights and new until the module is thawed or frozen again. Copies and pickles of a frozen module are thawed,
+    and compiled or exported graphs hold the plain weight, which every call packs.
 
     Raises
         TypeError: module is no torch.nn.Module.
