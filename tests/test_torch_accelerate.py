@@ -23,11 +23,6 @@ import tconv3d.torch as face
 Original = torch.nn.ConvTranspose3d
 
 
-@pytest.fixture(autouse=True)
-def seeded_torch() -> None:
-    torch.manual_seed(20240)
-
-
 class Up(Original):
     """A user's subclass that leaves the forward alone."""
 

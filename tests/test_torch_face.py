@@ -19,6 +19,7 @@ from test_corpus import ROWS, TOLERANCE, assert_law, assert_matches, decode, dra
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as torch_functional
 from torch.utils.checkpoint import checkpoint
+from torch_support import pair
 
 import tconv3d
 import tconv3d.torch as face
@@ -28,11 +29,6 @@ from tconv3d.torch import frozen as freezing
 
 CHANNELS_LAST = torch.channels_last_3d
 ENGINE_DTYPES = ["float16", "bfloat16", "float32", "float64"]
-
-
-@pytest.fixture(autouse=True)
-def seeded_torch() -> None:
-    torch.manual_seed(20240)
 
 
 @pytest.fixture
@@ -55,13 +51,6 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("forward_at", "input_grad_at", "weight_grad_at"):
         monkeypatch.setattr(_engine, name, refuse)
-
-
-def pair(*args: Any, **kwargs: Any) -> tuple[face.ConvTranspose3d, torch.nn.ConvTranspose3d]:
-    """Our layer and PyTorch's with the same weights."""
-    ours, theirs = face.ConvTranspose3d(*args, **kwargs), torch.nn.ConvTranspose3d(*args, **kwargs)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
 
 
 def torch_rows(kind: str) -> list[Any]:
