@@ -101,3 +101,37 @@ def test_vmap_over_every_choice_of_operands(asked: tuple[int | None, ...]) -> No
             for i in range(3)
         ]
         torch.testing.assert_close(vmap(function, in_dims=dims)(*batched), torch.stack(singles))
+
+
+ONE, NONE = [1, 1, 1], [0, 0, 0]
+BAD_CALLS: list[tuple[str, tuple[Any, ...]]] = [
+    ("conv_transpose3d", ((1, 2, 3, 3), (2, 3, 2, 2, 2), None, ONE, ONE, NONE, NONE, 1)),
+    ("conv_transpose3d", ((1, 3, 3, 3, 3), (2, 3, 2, 2, 2), None, ONE, ONE, NONE, NONE, 1)),
+    ("conv_transpose3d", ((1, 2, 3, 3, 3), (2, 3, 2, 2, 2), (4,), ONE, ONE, NONE, NONE, 1)),
+    ("conv_transpose3d", ((1, 2, 3, 3, 3), (2, 3, 2, 2, 2), None, [1, 0, 1], ONE, NONE, NONE, 1)),
+    ("conv_transpose3d", ((1, 2, 3, 3, 3), (2, 3, 2, 2, 2), None, ONE, ONE, [0, -1, 0], NONE, 1)),
+    ("conv_transpose3d", ((1, 2, 3, 3, 3), (2, 3, 2, 2, 2), None, ONE, ONE, NONE, [0, 9, 0], 1)),
+    ("conv_transpose3d", ((1, 2, 3, 3, 3), (2, 3, 2, 2, 2), None, ONE, ONE, NONE, NONE, 0)),
+    ("conv_transpose3d", ((1, 2, 3, 3, 3), (2, 3, 2, 2, 2), None, [1, 1], ONE, NONE, NONE, 1)),
+    ("conv_transpose3d_input_grad", ((1, 4, 4, 4, 4), (2, 3, 2, 2, 2), [3, 3, 3], ONE, ONE, NONE, 1)),
+    ("conv_transpose3d_input_grad", ((1, 3, 4, 4, 4), (2, 3, 2, 2, 2), [3, 3, -3], ONE, ONE, NONE, 1)),
+    ("conv_transpose3d_weight_grad", ((2, 2, 3, 3, 3), (1, 3, 4, 4, 4), [2, 2, 2], ONE, ONE, NONE, 1)),
+    ("conv_transpose3d_weight_grad", ((1, 2, 3, 3, 3), (1, 3, 4, 4, 4), [2, 2, 2], ONE, ONE, NONE, 2)),
+    ("conv_transpose3d_weight_grad", ((1, 2, 3, 3, 3), (1, 3, 4, 4, 4), [2, 0, 2], ONE, ONE, NONE, 1)),
+]
+
+
+@pytest.mark.parametrize("index", range(len(BAD_CALLS)))
+def test_what_does_not_fit_is_refused_before_the_engine_sees_it(index: int, engine_calls: list[str]) -> None:
+    name, arguments = BAD_CALLS[index]
+    for device in ("cpu", "meta"):
+        tensors = [torch.ones(a, device=device) if isinstance(a, tuple) else a for a in arguments]
+        with pytest.raises(RuntimeError, match=r"must|need"):
+            OPERATORS[name](*tensors)
+    assert not engine_calls
+
+
+def test_operands_of_two_dtypes_are_refused() -> None:
+    for name, arguments in operator_samples()[:5]:
+        with pytest.raises(RuntimeError, match=r"convert one|must be"):
+            OPERATORS[name](arguments[0].float(), *arguments[1:])

@@ -31,7 +31,7 @@ def input_grad(
     grad_output: Tensor, weight: Tensor, input_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
     groups: int,
 ) -> Tensor:  # fmt: skip
-    _check_grads(grad_output, weight.shape[1], weight.dtype, groups)
+    _check_input_grad(grad_output, weight, input_size, stride, dilation, crop_front, groups)
     if weight.dtype not in DTYPES:
         return _aten.input_grad(grad_output, weight, input_size, stride, dilation, crop_front, groups)
     shape = (grad_output.shape[0], weight.shape[0], *input_size)
@@ -46,7 +46,7 @@ def weight_grad(
     input: Tensor, grad_output: Tensor, kernel_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
     groups: int,
 ) -> Tensor:  # fmt: skip
-    _check_grads(grad_output, grad_output.shape[1] // groups, input.dtype, groups)
+    _check_weight_grad(input, grad_output, kernel_size, stride, dilation, crop_front, groups)
     if input.dtype not in DTYPES:
         return _aten.weight_grad(input, grad_output, kernel_size, stride, dilation, crop_front, groups)
     shape = (input.shape[1], grad_output.shape[1] // groups, *kernel_size)
@@ -66,8 +66,7 @@ def _call(
     return resolved(*sizes, groups, tuple(shapes))
 
 
-# Shapes for fake tensors. The checks are those of the kernels: an operator is called with what a contract let pass, but
-# shapes are not known to the contract while something is traced.
+# Shapes for fake tensors.
 
 
 def forward_shape(
@@ -79,14 +78,13 @@ def forward_shape(
 
 
 def input_grad_shape(grad_output: Tensor, weight: Tensor, input_size: Sizes, *sizes: Any) -> Tensor:
-    _check_grads(grad_output, weight.shape[1], weight.dtype, sizes[-1])
+    _check_input_grad(grad_output, weight, input_size, *sizes)
     return _empty_like(grad_output, (grad_output.shape[0], weight.shape[0], *input_size))
 
 
 def weight_grad_shape(input: Tensor, grad_output: Tensor, kernel_size: Sizes, *sizes: Any) -> Tensor:
-    groups = sizes[-1]
-    _check_grads(grad_output, grad_output.shape[1] // groups, input.dtype, groups)
-    return input.new_empty((input.shape[1], grad_output.shape[1] // groups, *kernel_size))
+    _check_weight_grad(input, grad_output, kernel_size, *sizes)
+    return input.new_empty((input.shape[1], grad_output.shape[1] // sizes[-1], *kernel_size))
 
 
 def output_size(
@@ -101,42 +99,81 @@ def output_size(
     return [(size - 1) * step + spread * (k - 1) + 1 - front - back for size, k, step, spread, front, back in axes]
 
 
+# Whoever calls an operator by hand may pass anything, and the engine works on addresses: RuntimeError for all of it.
+
+
 def _check_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, dilation: Sizes, crop_front: Sizes,
     crop_back: Sizes, groups: int,
 ) -> list[int]:  # fmt: skip
-    """Return the output size; RuntimeError for what does not fit together."""
-    check = torch._check
-    check(input.dim() == 5, lambda: f"input has {input.dim()} axes, but it must be (N, C, D, H, W)")
-    check(weight.dim() == 5, lambda: f"weight has {weight.dim()} axes, but it must be (C_in, C_out / groups, *kernel)")
-    check(groups >= 1, lambda: f"groups is {groups}, but it must be at least 1")
-    check(
+    """Return the output size."""
+    _check_operands(("input", input), ("weight", weight))
+    _check_sizes(weight.shape[2:], stride, dilation, crop_front, groups)
+    channels = weight.shape[1] * groups
+    torch._check(
         input.shape[1] == weight.shape[0] and weight.shape[0] % groups == 0,
         lambda: (
-            f"input has {input.shape[1]} channels, but weight {tuple(weight.shape)} takes {weight.shape[0]}"
-            f" in groups={groups}"
+            f"input has {input.shape[1]} channels, but it must have {weight.shape[0]} in groups={groups}, as many as"
+            f" weight {tuple(weight.shape)} has rows; check the order of the axes"
         ),
     )
-    check(
-        weight.dtype == input.dtype and (bias is None or bias.dtype == input.dtype),
-        lambda: f"input is {input.dtype}, but weight or bias is not; convert one of them",
-    )
-    check(
-        bias is None or (bias.dim() == 1 and bias.shape[0] == weight.shape[1] * groups),
-        lambda: f"bias has another shape than the {weight.shape[1] * groups} output channels",
-    )
+    if bias is not None:
+        torch._check(
+            bias.dtype == input.dtype and bias.dim() == 1 and bias.shape[0] == channels,
+            lambda: f"bias is {tuple(bias.shape)} of {bias.dtype}, but it must be ({channels},) of {input.dtype}",
+        )
     out = output_size(input.shape, weight.shape, stride, dilation, crop_front, crop_back)
     for size in out:
-        check(size >= 0, lambda: f"the output size is {out}, but no axis may be negative; use less padding")
+        torch._check(size >= 0, lambda: f"the output size is {out}, but no axis may be negative; crop less")
     return out
 
 
-def _check_grads(grad_output: Tensor, columns: int, dtype: torch.dtype, groups: int) -> None:
+def _check_input_grad(
+    grad_output: Tensor, weight: Tensor, input_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
+    groups: int,
+) -> None:  # fmt: skip
+    _check_operands(("grad_output", grad_output), ("weight", weight))
+    _check_sizes(weight.shape[2:], stride, dilation, crop_front, groups)
     torch._check(
-        grad_output.dtype == dtype and grad_output.shape[1] == columns * groups,
+        grad_output.shape[1] == weight.shape[1] * groups
+        and weight.shape[0] % groups == 0
+        and all(size >= 0 for size in input_size),
         lambda: (
-            f"grad_output is {grad_output.dtype} with {grad_output.shape[1]} channels, but the operands of the"
-            f" forward call were {dtype} with {columns * groups} output channels"
+            f"grad_output has {grad_output.shape[1]} channels, but weight {tuple(weight.shape)} in groups={groups}"
+            f" and an input of {list(input_size)} need others; pass the sizes of the forward call"
+        ),
+    )
+
+
+def _check_weight_grad(
+    input: Tensor, grad_output: Tensor, kernel_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
+    groups: int,
+) -> None:  # fmt: skip
+    _check_operands(("input", input), ("grad_output", grad_output))
+    _check_sizes(kernel_size, stride, dilation, crop_front, groups)
+    torch._check(
+        input.shape[0] == grad_output.shape[0] and input.shape[1] % groups == 0 and grad_output.shape[1] % groups == 0,
+        lambda: (
+            f"input is {tuple(input.shape)} and grad_output {tuple(grad_output.shape)}, but they must have one batch"
+            f" and channels in groups={groups}; pass the operands of the forward call"
+        ),
+    )
+
+
+def _check_operands(*named: tuple[str, Tensor]) -> None:
+    for name, tensor in named:
+        torch._check(tensor.dim() == 5, lambda: f"{name} is {tuple(tensor.shape)}, but it must have 5 axes")  # noqa: B023
+    (first, a), (second, b) = named
+    torch._check(a.dtype == b.dtype, lambda: f"{first} is {a.dtype}, but {second} {b.dtype}; convert one of them")
+
+
+def _check_sizes(kernel_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes, groups: int) -> None:
+    positive = [*kernel_size, *stride, *dilation, groups]
+    torch._check(
+        len(positive) == 10 and all(size >= 1 for size in positive) and all(front >= 0 for front in crop_front),
+        lambda: (
+            f"kernel_size, stride, dilation and groups are {positive}, crop_front {list(crop_front)}, but the former"
+            " must be at least 1 and the latter 0, for each of three axes"
         ),
     )
 
