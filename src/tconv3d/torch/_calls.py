@@ -7,7 +7,6 @@ set of arguments has led to; there is a subclass for each contract.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -198,25 +197,3 @@ def is_channels_last(shape: Shape, stride: Shape) -> bool:
             return False
         reach = stride[axis] * max(1, shape[axis])
     return True
-
-
-@lru_cache(maxsize=1024)
-def resolved(
-    input_size: Shape,
-    kernel_size: Shape,
-    output_size: Shape,
-    stride: Shape,
-    dilation: Shape,
-    crop_front: Shape,
-    groups: int,
-    operands: tuple[Any, ...],
-) -> Call:
-    """Return the call of an operator that was handed its geometry; ``operands`` are shapes, strides and dtype.
-
-    >>> one = (1, 1, 1)
-    >>> operands = (1, 1, *one), (1,) * 5, (1, 1, *one), (1,) * 5, torch.float32
-    >>> resolved(one, one, one, one, one, (0, 0, 0), 1, operands).geometry.output_size
-    (1, 1, 1)
-    """
-    geometry = Geometry(input_size, kernel_size, stride, dilation, crop_front, output_size, groups)
-    return Call(geometry, *operands)

@@ -4,26 +4,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..geometry import Geometry
 from . import _aten
-from ._calls import DTYPES, is_channels_last, resolved
+from ._calls import DTYPES, Call, is_channels_last
 
 Sizes = Sequence[int]
+
+
+class _Operand(NamedTuple):
+    """What a call is resolved by, of a tensor."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+Operand = Tensor | _Operand  # the checks look at no more
+
+
+def _seen(tensor: Tensor) -> _Operand:
+    return _Operand(tensor.shape, tensor.stride(), tensor.dtype)
+
+
+# Each kernel checks and resolves what it has not met before; None stands for dtypes that the engine lacks.
 
 
 def forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, dilation: Sizes, crop_front: Sizes,
     crop_back: Sizes, groups: int,
 ) -> Tensor:  # fmt: skip
-    out = _check_forward(input, weight, bias, stride, dilation, crop_front, crop_back, groups)
-    if input.dtype not in DTYPES:
+    kept = None if bias is None else _seen(bias)
+    sizes = tuple(stride), tuple(dilation), tuple(crop_front), tuple(crop_back)
+    call = _forward_call(_seen(input), _seen(weight), kept, *sizes, groups)
+    if call is None:
         return _aten.conv_transpose3d(input, weight, bias, stride, dilation, crop_front, crop_back, groups)
-    operands = input.shape, input.stride(), weight.shape, weight.stride(), input.dtype
-    call = _call(input.shape[2:], weight.shape[2:], out, stride, dilation, crop_front, groups, operands)
     return call.forward(input, weight, None if bias is None else bias.contiguous())
 
 
@@ -31,39 +51,60 @@ def input_grad(
     grad_output: Tensor, weight: Tensor, input_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
     groups: int,
 ) -> Tensor:  # fmt: skip
-    _check_input_grad(grad_output, weight, input_size, stride, dilation, crop_front, groups)
-    if weight.dtype not in DTYPES:
+    sizes = tuple(input_size), tuple(stride), tuple(dilation), tuple(crop_front)
+    call = _input_grad_call(_seen(grad_output), _seen(weight), *sizes, groups)
+    if call is None:
         return _aten.input_grad(grad_output, weight, input_size, stride, dilation, crop_front, groups)
-    shape = (grad_output.shape[0], weight.shape[0], *input_size)
-    operands = shape, _strides_like(grad_output, shape), weight.shape, weight.stride(), weight.dtype
-    out = grad_output.shape[2:]
-    return _call(input_size, weight.shape[2:], out, stride, dilation, crop_front, groups, operands).input_grad(
-        grad_output, weight
-    )
+    return call.input_grad(grad_output, weight)
 
 
 def weight_grad(
     input: Tensor, grad_output: Tensor, kernel_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
     groups: int,
 ) -> Tensor:  # fmt: skip
+    sizes = tuple(kernel_size), tuple(stride), tuple(dilation), tuple(crop_front)
+    call = _weight_grad_call(_seen(input), _seen(grad_output), *sizes, groups)
+    if call is None:
+        return _aten.weight_grad(input, grad_output, kernel_size, stride, dilation, crop_front, groups)
+    return call.weight_grad(input, grad_output)
+
+
+@lru_cache(maxsize=1024)
+def _forward_call(
+    input: _Operand, weight: _Operand, bias: _Operand | None, stride: Any, dilation: Any, crop_front: Any,
+    crop_back: Any, groups: int,
+) -> Call | None:  # fmt: skip
+    out = _check_forward(input, weight, bias, stride, dilation, crop_front, crop_back, groups)
+    if input.dtype not in DTYPES:
+        return None
+    geometry = Geometry(input.shape[2:], weight.shape[2:], stride, dilation, crop_front, tuple(out), groups)
+    return Call(geometry, input.shape, input.strides, weight.shape, weight.strides, input.dtype)
+
+
+@lru_cache(maxsize=1024)
+def _input_grad_call(
+    grad_output: _Operand, weight: _Operand, input_size: Any, stride: Any, dilation: Any, crop_front: Any, groups: int
+) -> Call | None:
+    _check_input_grad(grad_output, weight, input_size, stride, dilation, crop_front, groups)
+    if weight.dtype not in DTYPES:
+        return None
+    out, shape = grad_output.shape[2:], (grad_output.shape[0], weight.shape[0], *input_size)
+    like = is_channels_last(grad_output.shape, grad_output.strides)
+    strides = _channels_last_strides(shape) if like else _contiguous_strides(shape)
+    geometry = Geometry(input_size, weight.shape[2:], stride, dilation, crop_front, out, groups)
+    return Call(geometry, shape, strides, weight.shape, weight.strides, weight.dtype)
+
+
+@lru_cache(maxsize=1024)
+def _weight_grad_call(
+    input: _Operand, grad_output: _Operand, kernel_size: Any, stride: Any, dilation: Any, crop_front: Any, groups: int
+) -> Call | None:
     _check_weight_grad(input, grad_output, kernel_size, stride, dilation, crop_front, groups)
     if input.dtype not in DTYPES:
-        return _aten.weight_grad(input, grad_output, kernel_size, stride, dilation, crop_front, groups)
-    shape = (input.shape[1], grad_output.shape[1] // groups, *kernel_size)
-    operands = input.shape, input.stride(), shape, _contiguous_strides(shape), input.dtype
-    out = grad_output.shape[2:]
-    return _call(input.shape[2:], kernel_size, out, stride, dilation, crop_front, groups, operands).weight_grad(
-        input, grad_output
-    )
-
-
-def _call(
-    input_size: Sizes, kernel_size: Sizes, output_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
-    groups: int, operands: tuple[Any, ...],
-) -> Any:  # fmt: skip
-    sizes = (tuple(size) for size in (input_size, kernel_size, output_size, stride, dilation, crop_front))
-    shapes = (tuple(entry) if isinstance(entry, Sequence) else entry for entry in operands)
-    return resolved(*sizes, groups, tuple(shapes))
+        return None
+    out, shape = grad_output.shape[2:], (input.shape[1], grad_output.shape[1] // groups, *kernel_size)
+    geometry = Geometry(input.shape[2:], kernel_size, stride, dilation, crop_front, out, groups)
+    return Call(geometry, input.shape, input.strides, shape, _contiguous_strides(shape), input.dtype)
 
 
 # Shapes for fake tensors.
@@ -103,7 +144,7 @@ def output_size(
 
 
 def _check_forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, dilation: Sizes, crop_front: Sizes,
+    input: Operand, weight: Operand, bias: Operand | None, stride: Sizes, dilation: Sizes, crop_front: Sizes,
     crop_back: Sizes, groups: int,
 ) -> list[int]:  # fmt: skip
     """Return the output size."""
@@ -119,7 +160,7 @@ def _check_forward(
     )
     if bias is not None:
         torch._check(
-            bias.dtype == input.dtype and bias.dim() == 1 and bias.shape[0] == channels,
+            bias.dtype == input.dtype and len(bias.shape) == 1 and bias.shape[0] == channels,
             lambda: f"bias is {tuple(bias.shape)} of {bias.dtype}, but it must be ({channels},) of {input.dtype}",
         )
     out = output_size(input.shape, weight.shape, stride, dilation, crop_front, crop_back)
@@ -129,7 +170,7 @@ def _check_forward(
 
 
 def _check_input_grad(
-    grad_output: Tensor, weight: Tensor, input_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
+    grad_output: Operand, weight: Operand, input_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
     groups: int,
 ) -> None:  # fmt: skip
     _check_operands(("grad_output", grad_output), ("weight", weight))
@@ -146,7 +187,7 @@ def _check_input_grad(
 
 
 def _check_weight_grad(
-    input: Tensor, grad_output: Tensor, kernel_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
+    input: Operand, grad_output: Operand, kernel_size: Sizes, stride: Sizes, dilation: Sizes, crop_front: Sizes,
     groups: int,
 ) -> None:  # fmt: skip
     _check_operands(("input", input), ("grad_output", grad_output))
@@ -160,9 +201,9 @@ def _check_weight_grad(
     )
 
 
-def _check_operands(*named: tuple[str, Tensor]) -> None:
+def _check_operands(*named: tuple[str, Operand]) -> None:
     for name, tensor in named:
-        torch._check(tensor.dim() == 5, lambda: f"{name} is {tuple(tensor.shape)}, but it must have 5 axes")  # noqa: B023
+        torch._check(len(tensor.shape) == 5, lambda: f"{name} is {tuple(tensor.shape)}, but it must have 5 axes")  # noqa: B023
     (first, a), (second, b) = named
     torch._check(a.dtype == b.dtype, lambda: f"{first} is {a.dtype}, but {second} {b.dtype}; convert one of them")
 
@@ -184,9 +225,7 @@ def _empty_like(source: Tensor, shape: Sizes) -> Tensor:
     return source.new_empty(shape).contiguous(memory_format=torch.channels_last_3d if like else torch.contiguous_format)
 
 
-def _strides_like(source: Tensor, shape: Sizes) -> tuple[int, ...]:
-    if not is_channels_last(source.shape, source.stride()):
-        return _contiguous_strides(shape)
+def _channels_last_strides(shape: Sizes) -> tuple[int, ...]:
     _, c, d, h, w = shape
     return d * h * w * c, 1, h * w * c, w * c, c
 

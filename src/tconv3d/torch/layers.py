@@ -220,14 +220,14 @@ def _construct(layer: Conv3dTranspose, x: Tensor) -> Tensor:
         return _ops.cropped(x, weight, bias, *sizes)  # a proxy of torch.fx, which records this one call
     if not isinstance(x, Tensor):
         raise TypeError(describe("x", type(x), "it must be a torch.Tensor", "convert it with torch.as_tensor"))
-    if not _ops.is_autocast(x):
-        mindspore.check_dtypes(*(None if operand is None else _name(operand.dtype) for operand in (x, weight, bias)))
     if not torch.compiler.is_compiling():
         if layer._calls is None:
             layer._calls = MindSporeCalls(layer._arguments)
         result = _ops.run(layer._calls, x, weight, bias, layer.panels(weight)) if x.dim() == 5 else None
         if result is not None:
             return result
+    if not _ops.is_autocast(x):
+        mindspore.check_dtypes(*(None if operand is None else _name(operand.dtype) for operand in (x, weight, bias)))
     # While torch.jit traces, a size is a tensor and no number to decide by.
     if x.dim() != 5 or (not torch.jit.is_tracing() and x.shape[1] != weight.shape[0]):
         rule = f"it must be (N, {weight.shape[0]}, D, H, W)"
