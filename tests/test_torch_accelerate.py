@@ -126,6 +126,22 @@ def complex_layer() -> torch.nn.Module:
         return Original(2, 2, 1).to(torch.complex64)
 
 
+@pytest.mark.parametrize(
+    "odd", [dict(stride=(2,)), dict(stride=90_000), dict(stride=0), dict(stride=2.0), dict(padding="same")]
+)
+def test_layers_that_only_the_call_would_refuse(odd: dict[str, Any]) -> None:
+    layer = Original(2, 3, 2, **odd)
+    assert len(face.accelerate(layer).accelerated) == 1
+    assert str(face.accelerate(layer))
+    results = []
+    for module in (layer, face.restore(copy.deepcopy(layer))):
+        try:
+            results.append(module(X[:, :2, :1, :1, :1]))
+        except Exception as error:
+            results.append(type(error))
+    assert results[0] is results[1] if isinstance(results[0], type) else torch.allclose(*results)
+
+
 def test_single_layers_and_no_layers() -> None:
     layer = Original(2, 3, 2)
     assert [row.module for row in face.accelerate(layer)] == [""]

@@ -108,7 +108,7 @@ def through_library(
         return None if batched is None else batched.squeeze(0)
     if input.dim() != 5 or weight.dim() != 5 or not is_for_the_engine(input, weight, bias):
         return None
-    sizes = [_triple(size) for size in (stride, dilation, padding, output_padding)]
+    sizes = [triple(size) for size in (stride, dilation, padding, output_padding)]
     if type(groups) is not int or None in sizes or 0 in input.shape:
         return None
     stride, dilation, crop_front, output_padding = sizes
@@ -139,8 +139,12 @@ def cropped(
     return operator.conv_transpose3d(input, weight, bias, stride, dilation, crop_front, crop_back, groups)
 
 
-def _triple(value: Any) -> Any:
-    """Three integers, symbolic ones among them; None for anything else, which PyTorch's operator judges."""
+def triple(value: Any) -> Any:
+    """Return three integers, symbolic ones among them; None for anything else, which PyTorch's operator judges.
+
+    >>> triple(2), triple((2, 1, 2)), triple(2.0)
+    ([2, 2, 2], [2, 1, 2], None)
+    """
     if isinstance(value, (int, torch.SymInt)):
         return None if isinstance(value, bool) else [value, value, value]
     if not isinstance(value, (tuple, list)) or len(value) not in (1, 3):

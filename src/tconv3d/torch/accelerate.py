@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.nn import Module, parameter
 from torch.nn.utils import parametrize
 
 from ..errors import describe
+from . import _ops
 from ._calls import DTYPES
 from .layers import ConvTranspose3d, LazyConvTranspose3d
 
@@ -218,22 +221,29 @@ def _row(name: str, module: Module, why_not: str) -> Row:
 
 
 def _plan(module: Module) -> str:
-    weight = next(module.parameters())
+    weight = next(module.parameters(), None)
+    if weight is None:
+        return "engine, for weights that come at the call"
     if parameter.is_lazy(weight):
         return "engine, once the first input has come"
     dtype = str(weight.dtype).removeprefix("torch.")
     if weight.device.type != "cpu" or weight.dtype not in DTYPES:
         return f"PyTorch's operator, as long as the weight is {dtype} on {weight.device.type}"
     computed = ", weight computed on each call" if parametrize.is_parametrized(module) else ""
-    return f"engine, {dtype}{computed}: {_phases(module)}"
+    return f"engine, {dtype}{computed}{_phases(module)}"
 
 
 def _phases(module: Module) -> str:
-    """How many dense convolutions the strides split the layer into, and the taps that each of them sees."""
-    counts = [1]
-    for kernel, stride, dilation in zip(module.kernel_size, module.stride, module.dilation, strict=True):
-        taps = [0] * stride
-        for tap in range(kernel):
-            taps[tap * dilation % stride] += 1
-        counts = [count * tap for count in counts for tap in taps]
-    return f"{len(counts)} phases of {min(counts)} to {max(counts)} taps, {sum(counts)} in all"
+    """How many dense convolutions the strides split the layer into, and the taps that each of them sees.
+
+    Nothing for sizes that PyTorch's constructor takes and its call refuses.
+    """
+    sizes = [_ops.triple(size) for size in (module.kernel_size, module.stride, module.dilation)]
+    if None in sizes or min(map(min, sizes)) < 1:
+        return ""
+    fewest, most = 1, 1
+    for kernel, stride, dilation in zip(*sizes, strict=True):
+        taps = Counter(tap * dilation % stride for tap in range(kernel))
+        fewest *= min(taps.values()) if len(taps) == stride else 0
+        most *= max(taps.values())
+    return f": {prod(sizes[1])} phases of {fewest} to {most} taps, {prod(sizes[0])} in all"
