@@ -126,9 +126,12 @@ def complex_layer() -> torch.nn.Module:
         return Original(2, 2, 1).to(torch.complex64)
 
 
-@pytest.mark.parametrize(
-    "odd", [dict(stride=(2,)), dict(stride=90_000), dict(stride=0), dict(stride=2.0), dict(padding="same")]
-)
+def test_the_report_of_a_very_large_stride() -> None:
+    report = face.accelerate(Original(1, 1, 2, stride=90_000))
+    assert f"{90_000**3} phases of 0 to 1 taps, 8 in all" in str(report)
+
+
+@pytest.mark.parametrize("odd", [dict(stride=(2,)), dict(stride=0), dict(stride=2.0), dict(padding="same")])
 def test_layers_that_only_the_call_would_refuse(odd: dict[str, Any]) -> None:
     layer = Original(2, 3, 2, **odd)
     assert len(face.accelerate(layer).accelerated) == 1
