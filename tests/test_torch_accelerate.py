@@ -157,6 +157,31 @@ def test_single_layers_and_no_layers() -> None:
             function([layer])
 
 
+class ConvTranspose3d(torch.nn.Module):
+    """A user's block of that name, which is no layer itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = Original(2, 3, 2), torch.nn.ReLU()
+
+
+class LazyUp(torch.nn.LazyConvTranspose3d):
+    """A user's lazy layer."""
+
+
+def test_names_do_not_mislead() -> None:
+    report = face.accelerate(torch.nn.Sequential(ConvTranspose3d(), LazyUp(3, 2)))
+    assert [row.module for row in report.accelerated] == ["0.conv", "1"] == [row.module for row in report]
+
+
+def test_a_lazy_subclass() -> None:
+    model = torch.nn.Sequential(LazyUp(3, 2))
+    face.accelerate(model)
+    assert isinstance(model[0], LazyUp)
+    torch.testing.assert_close(model(X), face.restore(copy.deepcopy(model))(X))
+    assert type(model[0]) is face.ConvTranspose3d
+
+
 def test_hooks_stay() -> None:
     layer, calls = Original(2, 3, 2), []
     layer.register_forward_pre_hook(lambda *_: calls.append("before"))

@@ -152,8 +152,9 @@ def _obstacle(module: Module) -> str:
 
 
 def _is_a_relative(module: Module) -> bool:
-    """Whether this was a ConvTranspose3d before something rewrote it: scripting or quantization."""
-    return "ConvTranspose3d" in _kind(module)
+    """Whether this was a ConvTranspose3d before PyTorch rewrote it: scripted, or quantized."""
+    rewritten = isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith("torch.")
+    return rewritten and _kind(module) in ("ConvTranspose3d", "LazyConvTranspose3d")
 
 
 def _kind(module: Module) -> str:
