@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +21,11 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
-    """Start every test from one state of NumPy's global generator and put the old state back."""
+    """Start every test from one state of the global generators; NumPy's gets its old state back."""
     state = np.random.get_state()
     np.random.seed(20240)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(20240)
     yield
     np.random.set_state(state)
 
@@ -42,3 +46,23 @@ def mode(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     mindspore.set_context(mode=modes[request.param])
     yield request.param
     mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
+
+
+@pytest.fixture
+def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls that reach the engine by address, by name."""
+    calls: list[str] = []
+
+    def counted(name: str) -> Any:
+        real = getattr(_engine, name)
+        return lambda *args: calls.append(name) or real(*args)
+
+    for name in ("forward_at", "input_grad_at", "weight_grad_at"):
+        monkeypatch.setattr(_engine, name, counted(name))
+    return calls
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Let torch.compile forget the graphs of other tests."""
+    sys.modules["torch"]._dynamo.reset()

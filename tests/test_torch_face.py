@@ -15,23 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_corpus import ROWS, TOLERANCE, assert_matches, decode, drawn, dtype_of
+from test_corpus import ROWS, TOLERANCE, assert_law, assert_matches, decode, drawn, dtype_of
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as torch_functional
 from torch.utils.checkpoint import checkpoint
+from torch_support import pair
 
 import tconv3d
 import tconv3d.torch as face
 from tconv3d import _engine
-from tconv3d.torch import _ops, layers
+from tconv3d.torch import _aten
+from tconv3d.torch import frozen as freezing
 
 CHANNELS_LAST = torch.channels_last_3d
 ENGINE_DTYPES = ["float16", "bfloat16", "float32", "float64"]
-
-
-@pytest.fixture(autouse=True)
-def seeded_torch() -> None:
-    torch.manual_seed(20240)
 
 
 @pytest.fixture
@@ -42,7 +39,7 @@ def no_aten(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the call reached PyTorch's operator")
 
     monkeypatch.setattr(torch_functional, "conv_transpose3d", refuse)
-    monkeypatch.setattr(_ops.Call, "_aten_backward", refuse)
+    monkeypatch.setattr(_aten, "_backward", refuse)
 
 
 @pytest.fixture
@@ -54,13 +51,6 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("forward_at", "input_grad_at", "weight_grad_at"):
         monkeypatch.setattr(_engine, name, refuse)
-
-
-def pair(*args: Any, **kwargs: Any) -> tuple[face.ConvTranspose3d, torch.nn.ConvTranspose3d]:
-    """Our layer and PyTorch's with the same weights."""
-    ours, theirs = face.ConvTranspose3d(*args, **kwargs), torch.nn.ConvTranspose3d(*args, **kwargs)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
 
 
 def torch_rows(kind: str) -> list[Any]:
@@ -123,6 +113,14 @@ def test_errors_of_the_corpus(row: dict[str, Any]) -> None:
     with pytest.raises(error) as caught:
         layer(x, **{name: torch_decode(value) for name, value in row["call"].items()})
     assert type(caught.value) is error
+
+
+@pytest.mark.parametrize("row", torch_rows("init"))
+def test_initial_laws_of_the_corpus(row: dict[str, Any]) -> None:
+    layer = make_layer(row)
+    for name in ("weight", "bias"):
+        if name in row:
+            assert_law(getattr(layer, name).detach().double().numpy(), row[name])
 
 
 @pytest.mark.parametrize("dtype", ENGINE_DTYPES)
@@ -275,57 +273,20 @@ def test_odd_addresses() -> None:
     torch.testing.assert_close(layer(odd.view(1, 2, 3, 3, 3)), other(x.view(1, 2, 3, 3, 3)))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # PyTorch's own, of its first dual number
 @pytest.mark.usefixtures("no_engine")
-def test_what_is_not_plain_goes_to_pytorch() -> None:
-    layer, other = pair(2, 3, 2)
+def test_what_the_engine_lacks_goes_to_pytorch() -> None:
     x = torch.randn(1, 2, 3, 3, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(layer(x), other(x))
-    torch.testing.assert_close(torch.func.vmap(layer)(x[None]), other(x)[None])
-    batch = {name: value.detach() for name, value in layer.named_parameters()}
-    loss = lambda parameters: torch.func.functional_call(layer, parameters, x).sum()  # noqa: E731
-    torch.testing.assert_close(torch.func.grad(loss)(batch)["bias"], torch.full((3,), 64.0))
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        assert torch.autograd.forward_ad.unpack_dual(layer(dual)).tangent is not None
-    with torch.device("meta"):
-        assert face.ConvTranspose3d(2, 3, 2)(torch.empty(1, 2, 3, 3, 3)).is_meta
-    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
-        assert layer(torch.empty(1, 2, 3, 3, 3)).shape == (1, 3, 4, 4, 4)
     for dtype in (torch.complex64, torch.complex128):
         layer, other = pair(2, 3, 2, dtype=dtype)
         assert torch.equal(layer(x.to(dtype)), other(x.to(dtype)))
 
 
-class Loud(torch.Tensor):
-    """A subclass that wants to see every call."""
-
-
-@pytest.mark.usefixtures("no_engine")
-def test_subclasses_and_negative_views_go_to_pytorch() -> None:
+def test_negative_views() -> None:
     layer, other = pair(2, 3, 2)
     x = torch.randn(1, 2, 3, 3, 3)
-    assert type(layer(x.as_subclass(Loud))) is Loud
     negative = torch.complex(x, x).conj().imag
     assert negative.is_neg()
     torch.testing.assert_close(layer(negative), other(-x))
-
-
-def test_tracing_and_compiling_see_pytorch() -> None:
-    layer, other = pair(2, 3, 2)
-    x, fresh = torch.randn(1, 2, 3, 3, 3), torch.randn(2, 2, 4, 4, 4)
-    torch.testing.assert_close(torch.fx.symbolic_trace(torch.nn.Sequential(layer))(fresh), other(fresh))
-    compiled = torch.compile(layer, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x), other(x))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_jit_tracing_records_the_operator() -> None:
-    layer, other = pair(2, 3, 2)
-    fresh = torch.randn(2, 2, 4, 4, 4)
-    traced = torch.jit.trace(layer, torch.randn(1, 2, 3, 3, 3))
-    torch.testing.assert_close(traced(fresh), other(fresh))
 
 
 def test_empty_batches() -> None:
@@ -641,10 +602,10 @@ def test_inference_weights_can_be_frozen() -> None:
 
 
 def test_frozen_layers_die() -> None:
-    before = len(layers._frozen_layers)
+    before = len(freezing._frozen_layers)
     face.freeze(face.ConvTranspose3d(1, 1, 1))
     gc.collect()
-    assert len(layers._frozen_layers) == before
+    assert len(freezing._frozen_layers) == before
 
 
 def test_a_frozen_layer_whose_stride_is_reassigned() -> None:

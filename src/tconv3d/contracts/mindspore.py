@@ -79,6 +79,26 @@ class LayerArguments:
             self.output_padding,
         )
 
+    @property
+    def crops(self) -> tuple[Triple, Triple]:
+        """Samples of the uncropped signal that the output lacks in front and behind, for every input alike.
+
+        Negative behind, where zeros are appended.
+
+        >>> layer_arguments(1, 1, 4).crops, layer_arguments(1, 1, 2, stride=3).crops
+        (((1, 1, 1), (2, 2, 2)), ((0, 0, 0), (-1, -1, -1)))
+        """
+        effective = effective_kernel(self.kernel_size, self.dilation)
+        if self.pad_mode.lower() == "pad":
+            front, both = _crops(self.padding)
+            back = (total - less - more for total, less, more in zip(both, front, self.output_padding, strict=True))
+        else:
+            resolve_size = same_size if self.pad_mode.lower() == "same" else valid_size
+            front, out = resolve_size((1, 1, 1), effective, self.stride)  # where the uncropped signal is one kernel
+            back = (length - less - size for length, less, size in zip(effective, front, out, strict=True))
+        d, h, w = back
+        return front, (d, h, w)
+
     def initializers(self) -> tuple[Initializer, Initializer]:
         """Return the laws of weight and bias; without a bias, what was given for it is ignored, even nonsense."""
         return resolve(self.weight_init), resolve(self.bias_init) if self.has_bias else Zero()

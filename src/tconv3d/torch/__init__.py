@@ -4,14 +4,26 @@
     import tconv3d.torch as nn            # instead of: import torch.nn as nn
     up = nn.ConvTranspose3d(64, 32, 4, stride=2, padding=1)
 
-Eager calls on plain CPU tensors of float16, bfloat16, float32 and float64 run here, forward and backward. Everything
-else (other devices and dtypes, tracing, compiling, autocast, torch.func, forward-mode derivatives, calls under a mode
-such as torch.set_default_device) goes to PyTorch's own operator, with the same meaning.
+Eager calls on plain CPU tensors of float16, bfloat16, float32 and float64 run in the engine at once. What wants to see
+an operator (torch.compile, torch.export, torch.func, forward-mode derivatives, fake tensors, modes) sees one of this
+library, which ends in the engine too; torch.jit, other devices and other dtypes get PyTorch's own, with the same
+meaning. `accelerate` exchanges the layers of a finished model, `freeze` keeps packed weights.
 """
 
 from __future__ import annotations
 
 from . import functional
-from .layers import ConvTranspose3d, freeze, thaw
+from .accelerate import accelerate, restore
+from .frozen import freeze, thaw
+from .layers import Conv3dTranspose, ConvTranspose3d, LazyConvTranspose3d
 
-__all__ = ["ConvTranspose3d", "freeze", "functional", "thaw"]
+__all__ = [
+    "Conv3dTranspose",
+    "ConvTranspose3d",
+    "LazyConvTranspose3d",
+    "accelerate",
+    "freeze",
+    "functional",
+    "restore",
+    "thaw",
+]

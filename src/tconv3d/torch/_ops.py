@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The eager route: which calls the engine takes, what they resolve to, and their derivatives of any order.
+"""The router: which calls the engine takes at once, which go through the library operators, and which to PyTorch.
+
+An eager call on plain tensors of the CPU is run where it stands: a few microseconds, and an autograd function where a
+gradient is asked for. Everything that wants to see an operator (compiling, exporting, tracing, torch.func, forward-mode
+derivatives, fake tensors, modes that intercept) gets the operators of `_library`, which end in the same engine. What
+the engine lacks, other devices, dtypes and layouts, is left to the caller, who asks PyTorch's own operator.
 
 The three operations are each linear in two operands, and the derivative of each is made of the other two:
 
@@ -17,17 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
-from torch.nn import Parameter
-from torch.nn import functional as torch_functional
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from .. import _engine
-from ..contracts import pytorch
-from ..functional import check_memory
-from ..geometry import Geometry, effective_kernel, padded_size
-
-_DTYPES = {getattr(torch, name): core for name, core in _engine.DTYPES_AT.items()}
-_POOL_NAMES = {torch.float32: "float32", torch.float64: "float64"}  # and uint16, seen anew as what it is
-_PLAIN_TYPES = (Tensor, Parameter)
+from . import _aten, _library, _onnx
+from ._calls import DTYPES, Call, Calls
 
 
 def _keys(tensor: Tensor) -> int:
@@ -36,30 +34,30 @@ def _keys(tensor: Tensor) -> int:
 
 with torch.inference_mode():
     _inference_keys = _keys(torch.empty(0, device="cpu"))
-# The keys of an ordinary tensor say it all at once: dense, on the CPU, no negation pending, no batch of a vmap inside.
+# The keys of an ordinary tensor say it all at once: dense, on the CPU, no negation pending, no batch of a vmap inside,
+# no subclass that dispatches by itself.
 _PLAIN_KEYS = {_keys(torch.empty(0, device="cpu")), _inference_keys}
 
-# Calls that one set of arguments keeps. Networks see a handful of shapes; whoever sees more resolves anew, some 20 us.
-_MAX_CALLS = 64
 
-Shape = tuple[int, ...]
-
-
-def conv_transpose3d(
-    arguments: Arguments, input: Tensor, weight: Tensor, bias: Tensor | None, panels: Any = None
-) -> Tensor | None:
-    """Return the output, or None for a call that PyTorch's own operator has to take or to refuse.
+def run(calls: Calls, input: Tensor, weight: Tensor, bias: Tensor | None, panels: Any = None) -> Tensor | None:
+    """Return the output of an eager call on plain tensors, or None for any other and for one that ``calls`` has not.
 
     ``panels`` are the packed forms of a frozen weight.
     """
-    if not (_is_eager() and _are_plain(input, weight)):
+    if not (_is_eager() and _is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias))):
         return None
-    if bias is not None and not (_is_plain(bias) and bias.dtype is input.dtype):
+    if torch.is_autocast_enabled("cpu"):
+        lower = torch.get_autocast_dtype("cpu")
+        if weight.dtype is not lower:
+            panels = None
+        input, weight, bias = (_library.autocast(operand, lower) for operand in (input, weight, bias))
+    dtype = input.dtype
+    if dtype not in DTYPES or weight.dtype is not dtype or (bias is not None and bias.dtype is not dtype):
         return None
     if input.dim() == 4:
-        batched = conv_transpose3d(arguments, input.unsqueeze(0), weight, bias, panels)
+        batched = run(calls, input.unsqueeze(0), weight, bias, panels)
         return None if batched is None else batched.squeeze(0)
-    call = arguments.call(input, weight, bias)
+    call = calls.call(input, weight, bias)
     if call is None:
         return None
     if bias is not None and not bias.is_contiguous():
@@ -71,211 +69,115 @@ def conv_transpose3d(
     return call.forward(input, weight, bias, panels)
 
 
+def is_for_the_engine(*operands: Tensor | None) -> bool:
+    """Whether the library operators should see these: dense tensors of one of the engine's dtypes, on the CPU.
+
+    A subclass with a dispatch of its own, such as a distributed tensor, knows PyTorch's operators and not ours.
+    """
+    dtypes = set()
+    for operand in operands:
+        if operand is not None:
+            dtypes.add(operand.dtype)
+            if operand.device.type != "cpu" or operand.layout != torch.strided or operand.dtype not in DTYPES:
+                return False
+            if torch.utils._python_dispatch.is_traceable_wrapper_subclass(operand):
+                return False
+    return len(dtypes) == 1 or torch.is_autocast_enabled("cpu")
+
+
+def is_autocast(input: Tensor) -> bool:
+    """Whether operands of different dtypes are going to be cast."""
+    device = input.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def through_library(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, output_padding: Any, groups: Any,
+    dilation: Any,
+) -> Tensor | None:  # fmt: skip
+    """Return the output by the library operator, or None for what it cannot take and for what PyTorch refuses."""
+    if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
+        return None
+    if not torch.compiler.is_compiling() and (
+        torch._C._get_tracing_state()  # a trace is to be loaded where this library may be missing
+        or (_is_eager() and _are_plain(input, weight))  # refused by `run`: PyTorch's operator words the fault
+    ):
+        return None
+    if input.dim() == 4:
+        batched = through_library(input.unsqueeze(0), weight, bias, stride, padding, output_padding, groups, dilation)
+        return None if batched is None else batched.squeeze(0)
+    if input.dim() != 5 or weight.dim() != 5 or not is_for_the_engine(input, weight, bias):
+        return None
+    sizes = [triple(size) for size in (stride, dilation, padding, output_padding)]
+    if type(groups) is not int or None in sizes or 0 in input.shape:
+        return None
+    stride, dilation, crop_front, output_padding = sizes
+    crop_back = []
+    for axis in range(3):
+        step, spread, extra, front = stride[axis], dilation[axis], output_padding[axis], crop_front[axis]
+        if step < 1 or spread < 1 or front < 0 or extra < 0 or (extra >= step and extra >= spread):
+            return None
+        full = (input.shape[axis + 2] - 1) * step + spread * (weight.shape[axis + 2] - 1) + 1
+        torch._check(full - 2 * front + extra >= 1, lambda: "an axis of the output has no sample; use less padding")
+        crop_back.append(front - extra)
+    return _library.conv_transpose3d(input, weight, bias, stride, dilation, crop_front, crop_back, groups)
+
+
+def cropped(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, dilation: Any, crop_front: Any, crop_back: Any,
+    groups: int,
+) -> Tensor:  # fmt: skip
+    """Return the output of a call whose crops are known, by the library operator or by PyTorch's operators."""
+    if has_torch_function_variadic(input, weight, bias):
+        operands, sizes = (input, weight, bias), (stride, dilation, crop_front, crop_back, groups)
+        return handle_torch_function(cropped, operands, *operands, *sizes)
+    traced = not torch.compiler.is_compiling() and torch._C._get_tracing_state()
+    if traced and torch.onnx.is_in_onnx_export():
+        _onnx.register_for_traces()  # and the trace is gone afterwards: it may hold our operator
+        traced = False
+    operator = _library if is_for_the_engine(input, weight, bias) and not traced else _aten
+    return operator.conv_transpose3d(input, weight, bias, stride, dilation, crop_front, crop_back, groups)
+
+
+def triple(value: Any) -> Any:
+    """Return three integers, symbolic ones among them; None for anything else, which PyTorch's operator judges.
+
+    >>> triple(2), triple((2, 1, 2)), triple(2.0)
+    ([2, 2, 2], [2, 1, 2], None)
+    """
+    if isinstance(value, (int, torch.SymInt)):
+        return None if isinstance(value, bool) else [value, value, value]
+    if not isinstance(value, (tuple, list)) or len(value) not in (1, 3):
+        return None
+    for entry in value:
+        if isinstance(entry, bool) or not isinstance(entry, (int, torch.SymInt)):
+            return None
+    return [value[0], value[0], value[0]] if len(value) == 1 else list(value)
+
+
 def _is_eager() -> bool:
     """Whether this call is just a call: nothing traces, transforms, intercepts or differentiates it forward."""
     return not (
-        torch._C._len_torch_function_stack()
-        or torch._C._len_torch_dispatch_stack()
+        torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch.is_autocast_enabled("cpu")
         or torch._C._get_tracing_state()
     )
 
 
 def _are_plain(first: Tensor, second: Tensor) -> bool:
     """Whether the engine can read two tensors where they lie, and both have one of its dtypes."""
-    return _is_plain(first) and _is_plain(second) and first.dtype is second.dtype and first.dtype in _DTYPES
+    return _is_plain(first) and _is_plain(second) and first.dtype is second.dtype and first.dtype in DTYPES
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in _PLAIN_TYPES and torch._C._dispatch_keys(tensor).raw_repr() in _PLAIN_KEYS
-
-
-class Arguments:
-    """Stride, padding, output padding, groups and dilation as given, and the calls that they were resolved to."""
-
-    __slots__ = ("_calls", "dilation", "groups", "output_padding", "padding", "stride")
-
-    def __init__(self, stride: Any, padding: Any, output_padding: Any, groups: Any, dilation: Any) -> None:
-        self.stride, self.padding, self.output_padding = stride, padding, output_padding
-        self.groups, self.dilation = groups, dilation
-        self._calls: dict[Any, Call | None] = {}
-
-    def call(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Call | None:
-        """Return the call for these operands; None if PyTorch would refuse it, or if it is empty."""
-        shapes = input.shape, weight.shape, None if bias is None else bias.shape
-        key = shapes, input.stride(), weight.stride(), input.dtype
-        try:
-            return self._calls[key]
-        except KeyError:
-            if len(self._calls) >= _MAX_CALLS:
-                self._calls.clear()
-            call = self._calls[key] = self._resolve(*shapes, *key[1:])
-            return call
-
-    def _resolve(
-        self,
-        input_shape: Shape,
-        weight_shape: Shape,
-        bias_shape: Shape | None,
-        input_stride: Shape,
-        weight_stride: Shape,
-        dtype: torch.dtype,
-    ) -> Call | None:
-        if 0 in input_shape:
-            return None
-        try:
-            geometry = pytorch.functional_geometry(
-                input_shape,
-                weight_shape,
-                bias_shape,
-                self.stride,
-                self.padding,
-                self.output_padding,
-                self.groups,
-                self.dilation,
-            )
-        except (RuntimeError, TypeError, ValueError):
-            return None  # PyTorch's operator finds the same fault and words it
-        return Call(geometry, input_shape, input_stride, weight_shape, weight_stride, dtype)
-
-
-class Call:
-    """One resolved call: everything but the operands themselves."""
-
-    __slots__ = ("_dtype", "_geometry", "_grad_input", "_grad_weight", "_itemsize", "_output", "_sizes")
-
-    def __init__(
-        self,
-        geometry: Geometry,
-        input_shape: Shape,
-        input_stride: Shape,
-        weight_shape: Shape,
-        weight_stride: Shape,
-        dtype: torch.dtype,
-    ) -> None:
-        input_shape, weight_shape = tuple(input_shape), tuple(weight_shape)
-        output_shape = (input_shape[0], weight_shape[1] * geometry.groups, *geometry.output_size)
-        check_memory("output", output_shape, dtype)
-        channels_last = _is_channels_last(input_shape, input_stride)
-        self._output = _Layout(output_shape, channels_last, dtype)
-        self._grad_input = _Layout(input_shape, channels_last, dtype)
-        self._grad_weight = _Layout(weight_shape, _is_channels_last(weight_shape, weight_stride), dtype)
-        self._dtype, self._itemsize = _DTYPES[dtype], dtype.itemsize
-        self._geometry = geometry
-        self._sizes = (input_shape, weight_shape, *_engine.geometry_at(geometry))
-
-    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, panels: Any = None) -> Tensor:
-        """Return the output, in the memory format of the call's input."""
-        return self._run(_engine.forward_at, input, weight, self._output, bias, panels)
-
-    def input_grad(self, grad_output: Tensor, weight: Tensor) -> Tensor:
-        """Return the gradient of the input, in the input's memory format."""
-        return self._run(_engine.input_grad_at, grad_output, weight, self._grad_input)
-
-    def weight_grad(self, input: Tensor, grad_output: Tensor) -> Tensor:
-        """Return the gradient of the weight, in the weight's memory format, so that autograd can keep it as it is."""
-        return self._run(_engine.weight_grad_at, input, grad_output, self._grad_weight)
-
-    def _run(
-        self,
-        function: Any,
-        first: Tensor,
-        second: Tensor,
-        target: _Layout,
-        bias: Tensor | None = None,
-        panels: Any = None,
-    ) -> Tensor:
-        addresses = first.data_ptr(), second.data_ptr(), 0 if bias is None else bias.data_ptr()
-        if (addresses[0] | addresses[1] | addresses[2]) % self._itemsize:  # only torch.frombuffer makes such tensors
-            return self._run(function, first.clone(), second.clone(), target, None if bias is None else bias.clone())
-        result = target.empty()
-        function(
-            self._dtype,
-            (addresses[0], addresses[1], result.data_ptr()),
-            first.stride(),
-            second.stride(),
-            target.stride,
-            addresses[2],
-            *self._sizes,
-            _engine.threads_at(torch.get_num_threads()),
-            panels,
-        )
-        return result
-
-    def aten_forward(self, input: Tensor, weight: Tensor) -> Tensor:
-        """As `forward`, by PyTorch's own operator."""
-        g = self._geometry
-        sizes = g.stride, g.crop_front, self._output_padding(), g.groups, g.dilation
-        return torch_functional.conv_transpose3d(input, weight, None, *sizes)
-
-    def aten_input_grad(self, grad_output: Tensor, weight: Tensor) -> Tensor:
-        """As `input_grad`, by PyTorch's own operator, which asks for an input to know its shape."""
-        input = grad_output.new_empty(1).expand(self._grad_input.shape)
-        return self._aten_backward(grad_output, input, weight, 0)
-
-    def aten_weight_grad(self, input: Tensor, grad_output: Tensor) -> Tensor:
-        """As `weight_grad`, by PyTorch's own operator, which asks for a weight to know its shape."""
-        weight = grad_output.new_empty(1).expand(self._grad_weight.shape)
-        return self._aten_backward(grad_output, input, weight, 1)
-
-    def _aten_backward(self, grad_output: Tensor, input: Tensor, weight: Tensor, wanted: int) -> Tensor:
-        g = self._geometry
-        mask = [wanted == i for i in range(3)]
-        sizes = g.stride, g.crop_front, g.dilation, True, self._output_padding(), g.groups
-        return torch.ops.aten.convolution_backward(grad_output, input, weight, None, *sizes, mask)[wanted]
-
-    def _output_padding(self) -> Shape:
-        g = self._geometry
-        crop = tuple(2 * front for front in g.crop_front)
-        smallest = padded_size(g.input_size, effective_kernel(g.kernel_size, g.dilation), g.stride, crop)
-        return tuple(size - least for size, least in zip(g.output_size, smallest, strict=True))
-
-
-class _Layout:
-    """Shape, strides and dtype of a result, and where its memory comes from."""
-
-    __slots__ = ("_axes", "_dtype", "_in_memory", "_pooled", "shape", "stride")
-
-    def __init__(self, shape: Shape, channels_last: bool, dtype: torch.dtype) -> None:
-        self._axes = (0, 4, 1, 2, 3) if channels_last else (0, 1, 2, 3, 4)  # where in memory each axis lies
-        self._in_memory = (shape[0], *shape[2:], shape[1]) if channels_last else shape
-        steps = [dtype.itemsize]
-        for size in reversed(self._in_memory):
-            steps.insert(0, steps[0] * size)
-        self._pooled = steps[0] >= _engine.POOLED_BYTES
-        self.shape, self.stride = shape, tuple(steps[axis + 1] // dtype.itemsize for axis in self._axes)
-        self._dtype = dtype
-
-    def empty(self) -> Tensor:
-        """Return an uninitialized tensor. Large ones hold a buffer of the output pool until they die."""
-        if not self._pooled:
-            return torch.empty_strided(self.shape, self.stride, dtype=self._dtype)
-        try:
-            array = _engine.pooled_at(self._in_memory, _POOL_NAMES.get(self._dtype, "uint16"))
-        except MemoryError:  # PyTorch's allocator may still find some, or raises what its users expect
-            return torch.empty_strided(self.shape, self.stride, dtype=self._dtype)
-        tensor = torch.from_numpy(array.transpose(self._axes))
-        # Of a view autograd would remember the base and refuse writes in place; .data forgets it.
-        return tensor if tensor.dtype is self._dtype else tensor.view(self._dtype).data
-
-
-def _is_channels_last(shape: Shape, stride: Shape) -> bool:
-    """Whether strides speak for channels_last_3d: PyTorch's own rule, which calls what could be both contiguous."""
-    if stride[1] == 0:
-        return False
-    reach = 0
-    for axis in (1, 4, 3, 2, 0):
-        if stride[axis] < reach or (axis == 0 and reach == stride[1]):
-            return False
-        reach = stride[axis] * max(1, shape[axis])
-    return True
+    return isinstance(tensor, Tensor) and torch._C._dispatch_keys(tensor).raw_repr() in _PLAIN_KEYS
 
 
 def _forward(call: Call, input: Tensor, weight: Tensor) -> Tensor:
     if not (_is_eager() and _are_plain(input, weight)):
-        return call.aten_forward(input, weight)
+        g = call.geometry
+        return _library.conv_transpose3d(input, weight, None, g.stride, g.dilation, g.crop_front, g.crop_back, g.groups)
     if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
         return _Forward.apply(input, weight, None, call, None)
     return call.forward(input, weight)
@@ -283,7 +185,8 @@ def _forward(call: Call, input: Tensor, weight: Tensor) -> Tensor:
 
 def _input_grad(call: Call, grad_output: Tensor, weight: Tensor) -> Tensor:
     if not (_is_eager() and _are_plain(grad_output, weight)):
-        return call.aten_input_grad(grad_output, weight)
+        g = call.geometry
+        return _library.input_grad(grad_output, weight, g.input_size, g.stride, g.dilation, g.crop_front, g.groups)
     if torch.is_grad_enabled() and (grad_output.requires_grad or weight.requires_grad):
         return _InputGrad.apply(grad_output, weight, call)
     return call.input_grad(grad_output, weight)
@@ -291,7 +194,8 @@ def _input_grad(call: Call, grad_output: Tensor, weight: Tensor) -> Tensor:
 
 def _weight_grad(call: Call, input: Tensor, grad_output: Tensor) -> Tensor:
     if not (_is_eager() and _are_plain(input, grad_output)):
-        return call.aten_weight_grad(input, grad_output)
+        g = call.geometry
+        return _library.weight_grad(input, grad_output, g.kernel_size, g.stride, g.dilation, g.crop_front, g.groups)
     if torch.is_grad_enabled() and (input.requires_grad or grad_output.requires_grad):
         return _WeightGrad.apply(input, grad_output, call)
     return call.weight_grad(input, grad_output)

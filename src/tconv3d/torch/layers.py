@@ -1,186 +1,259 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layer of PyTorch on this library's engine, and the promise that lets it keep packed weights."""
+"""The layers as torch modules: PyTorch's ConvTranspose3d with another engine, and MindSpore's Conv3dTranspose."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.nn import Parameter
+from torch.nn import functional as torch_functional
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from .. import _engine
+from ..contracts import mindspore
 from ..errors import describe
-from . import _ops
+from ..initializers import Given, Initializer
+from . import _aten, _ops, functional
+from ._calls import MindSporeCalls, TorchCalls
+from .frozen import Freezable
 
 
-class ConvTranspose3d(torch.nn.ConvTranspose3d):
+class ConvTranspose3d(Freezable, torch.nn.ConvTranspose3d):
     """``torch.nn.ConvTranspose3d`` with another engine under ``forward``.
 
     Constructor, initial weights from a seed, state_dict, repr, attributes and errors are PyTorch's own, because they
-    are inherited. Gradients of any order work. An input in the memory format channels_last_3d gives such an output.
-    Outputs of a mebibyte and more lie in pooled memory, which cannot be resized in place.
+    are inherited. Gradients of any order work, backward and forward, and so do torch.func, torch.compile, torch.export
+    and torch.fx; torch.jit.script finds PyTorch's own operator. An input in the memory format channels_last_3d gives
+    such an output. Outputs of a mebibyte and more lie in pooled memory, which cannot be resized in place.
 
     >>> ConvTranspose3d(2, 4, 3, stride=2)(torch.ones(1, 2, 5, 5, 5)).shape
     torch.Size([1, 4, 11, 11, 11])
     """
 
-    _arguments: _ops.Arguments | None = None
-    _frozen: _Frozen | None = None
+    _calls = None  # TorchCalls of the attributes as they were at the last call
 
-    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Return the transposed convolution of (N, C, D, H, W) or (C, D, H, W); ``output_size`` as in PyTorch."""
-        if not torch.compiler.is_compiling() and self.padding_mode == "zeros" and isinstance(self.padding, tuple):
-            try:
-                weight, bias = self._parameters["weight"], self._parameters["bias"]
-            except KeyError:  # computed anew on each call, so no parameter
-                weight, bias = self.weight, self.bias
-            panels = None if self._frozen is None else self._frozen.panels_of(weight)
-            result = _ops.conv_transpose3d(self._call_arguments(input, output_size), input, weight, bias, panels)
-            if result is not None:
-                return result
-        return super().forward(input, output_size)
-
-    def _call_arguments(self, input: Tensor, output_size: Sequence[int] | None) -> _ops.Arguments:
-        """Return what the attributes say, resolved again only if one of them was assigned since the last call."""
-        if output_size is not None:
-            extra = self._output_padding(
-                input, output_size, self.stride, self.padding, self.kernel_size, 3, self.dilation
-            )
-            return _ops.Arguments(self.stride, self.padding, extra, self.groups, self.dilation)
-        kept = self._arguments
-        if (
-            kept is None
-            or kept.stride is not self.stride
-            or kept.padding is not self.padding
-            or kept.output_padding is not self.output_padding
-            or kept.groups is not self.groups
-            or kept.dilation is not self.dilation
-        ):
-            kept = _ops.Arguments(self.stride, self.padding, self.output_padding, self.groups, self.dilation)
-            self._arguments = kept
-        return kept
-
-    def train(self, mode: bool = True) -> ConvTranspose3d:
-        """Set the training mode; RuntimeError for a frozen layer, whose weights are not to change."""
-        if mode and self._frozen is not None:
-            raise RuntimeError(
-                describe("the layer", self, "it is frozen and training changes weights", "thaw it or its model first")
-            )
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> ConvTranspose3d:
-        """Thaw: behind this are .to(), .double(), .share_memory() and all others that exchange the parameters."""
-        self._thaw()
-        return super()._apply(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Thaw: load_state_dict calls this for each layer of a model."""
-        self._thaw()
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this object alone: copies and pickles are thawed and resolve their own calls."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_arguments", "_frozen")}
-
-    def _thaw(self) -> None:
-        _frozen_layers.discard(self)
-        self.__dict__.pop("_frozen", None)
+        if not torch.jit.is_scripting():
+            return _forward(self, input, output_size)
+        # What torch.jit.script compiles: the forward of torch.nn.ConvTranspose3d, since it cannot follow `super`.
+        if self.padding_mode != "zeros":
+            raise ValueError("Only `zeros` padding mode is supported for ConvTranspose3d")
+        extra = self._output_padding(input, output_size, self.stride, self.padding, self.kernel_size, 3, self.dilation)
+        return torch_functional.conv_transpose3d(
+            input, self.weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation
+        )
 
 
-class _Frozen:
-    """The packed forms of one weight, and what can be seen of that weight without reading it."""
+class LazyConvTranspose3d(torch.nn.LazyConvTranspose3d, ConvTranspose3d):
+    """``torch.nn.LazyConvTranspose3d``: takes ``in_channels`` from its first input and becomes a `ConvTranspose3d`.
 
-    __slots__ = ("_address", "_panels", "_version", "_weight")
-
-    def __init__(self, weight: Parameter) -> None:
-        self._weight = weight
-        self._address, self._version = weight.data_ptr(), _version(weight)
-        self._panels = _engine.PackedPanels()
-
-    def panels_of(self, weight: Tensor) -> Any:
-        """Return the packed forms, or None if the weight was seen to be another one or to have changed."""
-        same = weight is self._weight and weight.data_ptr() == self._address and _version(weight) == self._version
-        return self._panels if same else None
-
-
-def freeze(module: Module) -> Module:
-    """Promise that the weights do not change until `thaw`, so that the layers may keep them packed. Returns the module.
-
-    Freezes each ConvTranspose3d of this library inside ``module``, itself included, and puts these layers into
-    evaluation mode; ``train()`` then raises RuntimeError. The first call for a size packs the weights, later ones find
-    them packed. Each layout that the sizes lead to takes about the memory of the weights, 16-bit ones as float32.
-
-    Thawed by `thaw`, ``load_state_dict``, ``.to()`` and its kin, and by a step of an optimizer that holds the weight.
-    Other writes to the parameter are seen by PyTorch's version counter, and the packed forms are no longer used. What
-    NOTHING sees are writes past it, through ``weight.data`` or a NumPy view: they break the promise, and outputs mix
-    old weights and new until the module is thawed or frozen again. Copies and pickles of a frozen module are thawed.
-
-    Raises
-        TypeError: module is no torch.nn.Module.
-        ValueError: it holds no ConvTranspose3d of this library.
-        RuntimeError: a weight is computed on each call (weight_norm, parametrize) and cannot be frozen.
-
-    >>> layer = freeze(ConvTranspose3d(2, 4, 3))
-    >>> layer.training
-    False
+    >>> layer = LazyConvTranspose3d(4, 3, stride=2)
+    >>> layer(torch.ones(1, 2, 5, 5, 5)).shape, type(layer).__name__
+    (torch.Size([1, 4, 11, 11, 11]), 'ConvTranspose3d')
     """
-    layers = _layers_of("freeze", module)
-    for layer in layers:
-        if "weight" not in layer._parameters:
-            rule = "it is computed on each call and cannot be kept packed"
-            raise RuntimeError(describe("the weight", layer, rule, "remove its parametrization, then freeze"))
-    _watch_optimizers()
-    for layer in layers:
-        layer.eval()
-        layer._frozen = _Frozen(layer._parameters["weight"])
-        _frozen_layers.add(layer)
-    return module
+
+    cls_to_become = ConvTranspose3d
 
 
-def thaw(module: Module) -> Module:
-    """Take back the promise of `freeze` and free the packed weights. Returns the module; its mode stays as it is.
+class Conv3dTranspose(Freezable):
+    """``mindspore.nn.Conv3dTranspose`` as a torch module, with the comparison page's signature and ``dtype``.
 
-    >>> thaw(freeze(ConvTranspose3d(2, 4, 3))).train().training
-    True
+    Input (N, C_in, D, H, W), output (N, C_out, D', H', W'). The default pad_mode='same' gives S * stride samples per
+    axis; it crops max(0, E - stride) of them, E = dilation (K - 1) + 1, half in front and an odd extra one at the BACK,
+    so it equals PyTorch's padding only for an even number. 'valid' crops nothing; with a kernel shorter than the
+    stride it appends stride - E zeros, as 'same' does. 'pad' crops ``padding``: one number, or six as (front, back) of
+    depth, height and width; ``output_padding`` belongs to it alone.
+
+    ``weight_init`` and ``bias_init`` take a name, a number, a law of `tconv3d.initializers`, a tensor, or None for the
+    law of MindSpore 2.1 and later; torch.manual_seed makes them repeatable. The default weights are N(0, 0.01^2) and
+    there is no bias unless ``has_bias=True``. Parameters are those of torch.nn.ConvTranspose3d: ``weight`` (C_in,
+    C_out / group, kD, kH, kW) and ``bias``; gradients have their parameter's dtype. What the constructor got is fixed.
+
+    Nearly everything is refused by the constructor, with ValueError or TypeError; the call refuses shapes with
+    ValueError, dtypes with TypeError and negative output sizes with RuntimeError. Source: as `tconv3d.Conv3dTranspose`.
+
+    >>> Conv3dTranspose(2, 4, kernel_size=3, stride=2)(torch.ones(1, 2, 5, 5, 5)).shape
+    torch.Size([1, 4, 10, 10, 10])
     """
-    for layer in _layers_of("thaw", module):
-        layer._thaw()
-    return module
+
+    _calls = None  # MindSporeCalls, on the object alone
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        pad_mode: str = "same",
+        padding: int | tuple[int, ...] = 0,
+        dilation: int | tuple[int, ...] = 1,
+        group: int = 1,
+        output_padding: int | tuple[int, ...] = 0,
+        has_bias: bool = False,
+        weight_init: Any = "normal",
+        bias_init: Any = "zeros",
+        data_format: str = "NCDHW",
+        dtype: torch.dtype | None = torch.float32,
+    ) -> None:
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(describe("dtype", dtype, "it must be a torch.dtype", "use for example torch.float32"))
+        arguments = mindspore.layer_arguments(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            pad_mode,
+            padding,
+            dilation,
+            group,
+            output_padding,
+            has_bias,
+            _law(weight_init),
+            _law(bias_init),
+            data_format,
+            None if dtype is None else _name(dtype),
+        )
+        super().__init__()
+        for name in _FIXED:
+            setattr(self, name, getattr(arguments, name))
+        self._arguments = arguments
+        weight_law, bias_law = arguments.initializers()
+        self.weight = _drawn(weight_init, weight_law, arguments.weight_shape, dtype)
+        bias = _drawn(bias_init, bias_law, (out_channels,), dtype) if has_bias else None
+        self.register_parameter("bias", bias)
+        self._front, self._back = arguments.crops
+        self._aten_padding, self._aten_pad = _aten.split_crops(self._front, self._back)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the transposed convolution of ``x``, which must be (N, C_in, D, H, W); empty axes are fine."""
+        if not torch.jit.is_scripting():
+            return _construct(self, x)
+        y = torch_functional.conv_transpose3d(  # what torch.jit.script compiles
+            x, self.weight, None, self.stride, self._aten_padding, 0, self.group, self.dilation
+        )
+        y = torch_functional.pad(y, self._aten_pad)
+        bias = self.bias
+        return y if bias is None else y + bias.view(-1, 1, 1, 1)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """`forward`, under the name it has in MindSpore."""
+        return self.forward(x)
+
+    def extra_repr(self) -> str:
+        """Return the arguments as MindSpore shows them."""
+        return self._arguments.repr_arguments()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and name in self.__dict__:
+            raise AttributeError(describe(name, value, "it is fixed when the layer is made", "make a new layer"))
+        super().__setattr__(name, value)
 
 
-_frozen_layers: weakref.WeakSet[ConvTranspose3d] = weakref.WeakSet()
-_optimizers_are_watched = False
+_FIXED = frozenset(mindspore.LayerArguments.__dataclass_fields__) - {"dtype"}
 
 
-def _layers_of(verb: str, module: Module) -> list[ConvTranspose3d]:
-    if not isinstance(module, Module):
-        raise TypeError(describe(f"{verb}: module", type(module), "it must be a torch.nn.Module", "pass the model"))
-    layers = [child for child in module.modules() if isinstance(child, ConvTranspose3d)]
-    if not layers:
-        rule = "it holds no tconv3d.torch.ConvTranspose3d"
-        raise ValueError(describe(f"{verb}: module", type(module), rule, "build its layers with that class"))
-    return layers
+def _forward(layer: ConvTranspose3d, input: Tensor, output_size: Sequence[int] | None) -> Tensor:
+    """The forward of a layer, eager first."""
+    try:
+        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+    except KeyError:  # computed anew on each call, so no parameter
+        weight, bias = layer.weight, layer.bias
+    if has_torch_function_variadic(input, weight, bias):
+        # A subclass or a mode may want to see the call, or take its wrapper off and put it on again.
+        if isinstance(input, Tensor):
+            return handle_torch_function(_forward, (input, weight, bias), layer, input, output_size)
+    elif not torch.compiler.is_compiling() and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
+        calls = _calls(layer, input, output_size)
+        result = None if calls is None else _ops.run(calls, input, weight, bias, layer.panels(weight))
+        if result is not None:
+            return result
+    return _general(layer, input, output_size)
 
 
-def _watch_optimizers() -> None:
-    """Thaw after optimizer steps: some write through .data, which no version counter sees."""
-    global _optimizers_are_watched
-    if not _optimizers_are_watched:
-        register_optimizer_step_post_hook(_thaw_stepped)
-        _optimizers_are_watched = True
+def _general(layer: ConvTranspose3d, input: Tensor, output_size: Sequence[int] | None) -> Tensor:
+    """The forward of torch.nn.ConvTranspose3d, on this library's function; refusals are its own."""
+    if layer.padding_mode != "zeros" or not isinstance(layer.padding, tuple):
+        return torch.nn.ConvTranspose3d.forward(layer, input, output_size)
+    if isinstance(input, Tensor):
+        extra = _output_padding(layer, input, output_size)
+        sizes = layer.stride, layer.padding, extra, layer.groups, layer.dilation
+        return functional.general(input, layer.weight, layer.bias, *sizes)
+    # A proxy of torch.fx, which records this one call, or no tensor at all.
+    sizes = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+    return functional.conv_transpose3d(input, layer.weight, layer.bias, *sizes, output_size=output_size)
 
 
-def _thaw_stepped(optimizer: Optimizer, *_: Any) -> None:
-    if _frozen_layers:
-        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        for layer in list(_frozen_layers):
-            if id(layer._parameters.get("weight")) in stepped:
-                layer._thaw()
+def _calls(layer: ConvTranspose3d, input: Tensor, output_size: Sequence[int] | None) -> TorchCalls | None:
+    """Return what the attributes say, resolved again only if one of them was assigned since the last call."""
+    if output_size is not None:
+        extra = _output_padding(layer, input, output_size)
+        return functional.calls_of(layer.stride, layer.padding, extra, layer.groups, layer.dilation)
+    kept = layer._calls
+    if (
+        kept is None
+        or kept.stride is not layer.stride
+        or kept.padding is not layer.padding
+        or kept.output_padding is not layer.output_padding
+        or kept.groups is not layer.groups
+        or kept.dilation is not layer.dilation
+    ):
+        kept = TorchCalls(layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+        layer._calls = kept
+    return kept
 
 
-def _version(weight: Tensor) -> int:
-    return -1 if weight.is_inference() else weight._version
+def _output_padding(layer: ConvTranspose3d, input: Tensor, output_size: Sequence[int] | None) -> Any:
+    return layer._output_padding(input, output_size, layer.stride, layer.padding, layer.kernel_size, 3, layer.dilation)
+
+
+def _construct(layer: Conv3dTranspose, x: Tensor) -> Tensor:
+    """The forward of MindSpore's layer, eager first."""
+    weight, bias = layer.weight, layer.bias
+    sizes = layer.stride, layer.dilation, layer._front, layer._back, layer.group
+    if has_torch_function_variadic(x, weight, bias):
+        if isinstance(x, Tensor):
+            return handle_torch_function(_construct, (x, weight, bias), layer, x)
+        return _ops.cropped(x, weight, bias, *sizes)  # a proxy of torch.fx, which records this one call
+    if not isinstance(x, Tensor):
+        raise TypeError(describe("x", type(x), "it must be a torch.Tensor", "convert it with torch.as_tensor"))
+    if not torch.compiler.is_compiling():
+        if layer._calls is None:
+            layer._calls = MindSporeCalls(layer._arguments)
+        result = _ops.run(layer._calls, x, weight, bias, layer.panels(weight)) if x.dim() == 5 else None
+        if result is not None:
+            return result
+    if not _ops.is_autocast(x):
+        mindspore.check_dtypes(*(None if operand is None else _name(operand.dtype) for operand in (x, weight, bias)))
+    # While torch.jit traces, a size is a tensor and no number to decide by.
+    if x.dim() != 5 or (not torch.jit.is_tracing() and x.shape[1] != weight.shape[0]):
+        rule = f"it must be (N, {weight.shape[0]}, D, H, W)"
+        raise ValueError(describe("the shape of x", tuple(x.shape), rule, "check the order of the axes"))
+    return _ops.cropped(x, weight, bias, *sizes)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _law(init: Any) -> Any:
+    """What the contract may know of a given tensor: its shape, since it need not be on the CPU."""
+    return Given(np.broadcast_to(np.float32(0), tuple(init.shape))) if isinstance(init, Tensor) else init
+
+
+def _drawn(init: Any, law: Initializer, shape: tuple[int, ...], dtype: torch.dtype) -> Parameter:
+    """Return a parameter on the default device: a copy of a given tensor, else drawn by PyTorch's global generator."""
+    drawn_as = dtype if dtype in _DRAWN_DTYPES else torch.float32  # narrow types are rounded once, afterwards
+    seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+    array = law(shape, np.dtype(_name(drawn_as)), np.random.default_rng(seed))
+    if isinstance(init, Tensor):
+        tensor = init.detach().clone()
+    else:
+        tensor = torch.from_numpy(array).to(torch.get_default_device(), dtype)
+    return Parameter(tensor, requires_grad=tensor.is_floating_point() or tensor.is_complex())
+
+
+_DRAWN_DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)

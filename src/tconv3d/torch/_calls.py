@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the arguments of a call resolve to: geometry, shapes and memory formats, found once and kept.
+
+A `Call` runs the three operations of one resolved call by the addresses of plain tensors. `Calls` keeps those that one
+set of arguments has led to; there is a subclass for each contract.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _engine
+from ..contracts import mindspore, pytorch
+from ..functional import check_memory
+from ..geometry import Geometry
+
+DTYPES = {getattr(torch, name): core for name, core in _engine.DTYPES_AT.items()}
+_POOL_NAMES = {torch.float32: "float32", torch.float64: "float64"}  # and uint16, seen anew as what it is
+
+# Calls that one set of arguments keeps. Networks see a handful of shapes; whoever sees more resolves anew, some 20 us.
+_MAX_CALLS = 64
+
+Shape = tuple[int, ...]
+
+
+class Calls:
+    """The calls that one set of arguments was resolved to, by the shapes, strides and dtype of the operands."""
+
+    __slots__ = ("_calls",)
+
+    def __init__(self) -> None:
+        self._calls: dict[Any, Call | None] = {}
+
+    def call(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Call | None:
+        """Return the call for these operands, a batched input among them; None where `_geometry` has none."""
+        shapes = input.shape, weight.shape, None if bias is None else bias.shape
+        key = shapes, input.stride(), weight.stride(), input.dtype
+        try:
+            return self._calls[key]
+        except KeyError:
+            if len(self._calls) >= _MAX_CALLS:
+                self._calls.clear()
+            geometry = self._geometry(*shapes)
+            call = None if geometry is None else Call(geometry, shapes[0], key[1], shapes[1], key[2], key[3])
+            self._calls[key] = call
+            return call
+
+    def _geometry(self, input_shape: Shape, weight_shape: Shape, bias_shape: Shape | None) -> Geometry | None:
+        raise NotImplementedError
+
+
+class TorchCalls(Calls):
+    """Calls under PyTorch's contract; stride, padding, output padding, groups and dilation are kept as given."""
+
+    __slots__ = ("dilation", "groups", "output_padding", "padding", "stride")
+
+    def __init__(self, stride: Any, padding: Any, output_padding: Any, groups: Any, dilation: Any) -> None:
+        super().__init__()
+        self.stride, self.padding, self.output_padding = stride, padding, output_padding
+        self.groups, self.dilation = groups, dilation
+
+    def _geometry(self, input_shape: Shape, weight_shape: Shape, bias_shape: Shape | None) -> Geometry | None:
+        """None for a call that PyTorch would refuse, whose own operator words it, and for an empty one."""
+        if 0 in input_shape:
+            return None
+        sizes = self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        try:
+            return pytorch.functional_geometry(input_shape, weight_shape, bias_shape, *sizes)
+        except (RuntimeError, TypeError, ValueError):
+            return None
+
+
+class MindSporeCalls(Calls):
+    """Calls under MindSpore's contract, which the constructor of its layer has checked."""
+
+    __slots__ = ("_arguments",)
+
+    def __init__(self, arguments: mindspore.LayerArguments) -> None:
+        super().__init__()
+        self._arguments = arguments
+
+    def _geometry(self, input_shape: Shape, weight_shape: Shape, bias_shape: Shape | None) -> Geometry:
+        """Raises what `construct` raises."""
+        return self._arguments.geometry(input_shape)
+
+
+class Call:
+    """One resolved call: everything but the operands themselves."""
+
+    __slots__ = ("_dtype", "_grad_input", "_grad_weight", "_itemsize", "_output", "_sizes", "geometry")
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        input_shape: Shape,
+        input_stride: Shape,
+        weight_shape: Shape,
+        weight_stride: Shape,
+        dtype: torch.dtype,
+    ) -> None:
+        input_shape, weight_shape = tuple(input_shape), tuple(weight_shape)
+        output_shape = (input_shape[0], weight_shape[1] * geometry.groups, *geometry.output_size)
+        check_memory("output", output_shape, dtype)
+        channels_last = is_channels_last(input_shape, input_stride)
+        self._output = _Layout(output_shape, channels_last, dtype)
+        self._grad_input = _Layout(input_shape, channels_last, dtype)
+        self._grad_weight = _Layout(weight_shape, is_channels_last(weight_shape, weight_stride), dtype)
+        self._dtype, self._itemsize = DTYPES[dtype], dtype.itemsize
+        self.geometry = geometry
+        self._sizes = (input_shape, weight_shape, *_engine.geometry_at(geometry))
+
+    def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, panels: Any = None) -> Tensor:
+        """Return the output, in the memory format of the call's input."""
+        return self._run(_engine.forward_at, input, weight, self._output, bias, panels)
+
+    def input_grad(self, grad_output: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient of the input, in the input's memory format."""
+        return self._run(_engine.input_grad_at, grad_output, weight, self._grad_input)
+
+    def weight_grad(self, input: Tensor, grad_output: Tensor) -> Tensor:
+        """Return the gradient of the weight, in the weight's memory format, so that autograd can keep it as it is."""
+        return self._run(_engine.weight_grad_at, input, grad_output, self._grad_weight)
+
+    def _run(
+        self,
+        function: Any,
+        first: Tensor,
+        second: Tensor,
+        target: _Layout,
+        bias: Tensor | None = None,
+        panels: Any = None,
+    ) -> Tensor:
+        addresses = first.data_ptr(), second.data_ptr(), 0 if bias is None else bias.data_ptr()
+        if (addresses[0] | addresses[1] | addresses[2]) % self._itemsize:  # only torch.frombuffer makes such tensors
+            return self._run(function, first.clone(), second.clone(), target, None if bias is None else bias.clone())
+        result = target.empty()
+        function(
+            self._dtype,
+            (addresses[0], addresses[1], result.data_ptr()),
+            first.stride(),
+            second.stride(),
+            target.stride,
+            addresses[2],
+            *self._sizes,
+            _engine.threads_at(torch.get_num_threads()),
+            panels,
+        )
+        return result
+
+
+class _Layout:
+    """Shape, strides and dtype of a result, and where its memory comes from."""
+
+    __slots__ = ("_axes", "_dtype", "_in_memory", "_pooled", "shape", "stride")
+
+    def __init__(self, shape: Shape, channels_last: bool, dtype: torch.dtype) -> None:
+        self._axes = (0, 4, 1, 2, 3) if channels_last else (0, 1, 2, 3, 4)  # where in memory each axis lies
+        self._in_memory = (shape[0], *shape[2:], shape[1]) if channels_last else shape
+        steps = [1]
+        for size in reversed(self._in_memory):
+            steps.insert(0, steps[0] * max(1, size))  # PyTorch's strides of an empty tensor
+        self._pooled = dtype.itemsize * steps[0] >= _engine.POOLED_BYTES and 0 not in shape
+        self.shape, self.stride = shape, tuple(steps[axis + 1] for axis in self._axes)
+        self._dtype = dtype
+
+    def empty(self) -> Tensor:
+        """Return an uninitialized tensor. Large ones hold a buffer of the output pool until they die."""
+        if not self._pooled:
+            return self._allocated()
+        try:
+            array = _engine.pooled_at(self._in_memory, _POOL_NAMES.get(self._dtype, "uint16"))
+        except MemoryError:  # PyTorch's allocator may still find some, or raises what its users expect
+            return self._allocated()
+        tensor = torch.from_numpy(array.transpose(self._axes))
+        # Of a view autograd would remember the base and refuse writes in place; .data forgets it.
+        return tensor if tensor.dtype is self._dtype else tensor.view(self._dtype).data
+
+    def _allocated(self) -> Tensor:
+        # The device is named for backward passes under torch.set_default_device.
+        return torch.empty_strided(self.shape, self.stride, dtype=self._dtype, device="cpu")
+
+
+def is_channels_last(shape: Shape, stride: Shape) -> bool:
+    """Whether strides speak for channels_last_3d: PyTorch's own rule, which calls what could be both contiguous.
+
+    >>> is_channels_last((1, 2, 3, 3, 3), (54, 1, 18, 6, 2)), is_channels_last((1, 1, 1, 1, 1), (1, 1, 1, 1, 1))
+    (True, False)
+    """
+    if stride[1] == 0:
+        return False
+    reach = 0
+    for axis in (1, 4, 3, 2, 0):
+        if stride[axis] < reach or (axis == 0 and reach == stride[1]):
+            return False
+        reach = stride[axis] * max(1, shape[axis])
+    return True
