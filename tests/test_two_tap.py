@@ -56,7 +56,7 @@ def draw_geometry(rng: np.random.Generator) -> Geometry:
 
 
 @pytest.mark.parametrize("isa", _core.instruction_sets())
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(24))
 def test_integers_are_exact_on_every_geometry_it_applies_to(seed: int, isa: str) -> None:
     rng = np.random.default_rng(seed)
     g = draw_geometry(rng)
@@ -83,20 +83,20 @@ def test_the_error_keeps_the_promise(layer: str, data: str) -> None:
     """Within 4 eps sqrt(terms) of the largest sum of magnitudes, also where differences of neighbors are largest."""
     g, rng = LAYERS[layer], np.random.default_rng(5)
     x = {
-        "normal": rng.standard_normal((1, 64, *g.input_size)),
-        "constant": np.full((1, 64, *g.input_size), 0.1),
-        "alternating": rng.standard_normal((1, 64, 1, 1, 1)) * (-1.0) ** np.indices(g.input_size).sum(0),
+        "normal": rng.standard_normal((1, 32, *g.input_size)),
+        "constant": np.full((1, 32, *g.input_size), 0.1),
+        "alternating": rng.standard_normal((1, 32, 1, 1, 1)) * (-1.0) ** np.indices(g.input_size).sum(0),
     }[data].astype(np.float32)
-    weight = rng.standard_normal((64, 32, *g.kernel_size)).astype(np.float32)
+    weight = rng.standard_normal((32, 16, *g.kernel_size)).astype(np.float32)
     exact = reference.forward(x.astype(float), weight.astype(float), None, g)
     magnitude = reference.forward(abs(x).astype(float), abs(weight).astype(float), None, g).max()
-    terms = 64 * np.prod(np.ceil(np.divide(g.kernel_size, g.stride)))
+    terms = 32 * np.prod(np.ceil(np.divide(g.kernel_size, g.stride)))
     bound = 4 * EPS * terms**0.5 * magnitude
     np.testing.assert_allclose(forward(x, weight, g, "two_tap"), exact, rtol=0, atol=bound)
-    gy = rng.standard_normal((1, 32, *g.output_size)).astype(np.float32)
+    gy = rng.standard_normal((1, 16, *g.output_size)).astype(np.float32)
     exact = reference.input_grad(gy.astype(float), weight.astype(float), g)
     magnitude = reference.input_grad(abs(gy).astype(float), abs(weight).astype(float), g).max()
-    bound = 4 * EPS * (32 * np.prod(g.kernel_size)) ** 0.5 * magnitude
+    bound = 4 * EPS * (16 * np.prod(g.kernel_size)) ** 0.5 * magnitude
     np.testing.assert_allclose(input_grad(gy, weight, g, "two_tap"), exact, rtol=0, atol=bound)
 
 
