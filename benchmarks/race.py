@@ -55,8 +55,8 @@ def measure_rates() -> Rates:
     a = torch.randn(2048, 2048)
     source = torch.randn(64_000_000)
     target = torch.empty_like(source)
-    product = min(_seconds(lambda: a @ a) for _ in range(7))
-    copy = min(_seconds(lambda: target.copy_(source)) for _ in range(7))
+    product = min(seconds_of(lambda: a @ a) for _ in range(7))
+    copy = min(seconds_of(lambda: target.copy_(source)) for _ in range(7))
     return Rates(2 * 2048**3 / product, 2 * source.nbytes / copy)
 
 
@@ -107,13 +107,14 @@ def _median_seconds(calls: Mapping[str, Call], rounds: int, budget: float) -> di
     for done in range(1, rounds + 1):
         for name, call in calls.items():
             time.sleep(_PAUSE)
-            seconds[name].append(_seconds(call))
+            seconds[name].append(seconds_of(call))
         if done >= _MINIMUM_ROUNDS and time.perf_counter() - start > budget:
             break
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def seconds_of(call: Callable[[], object]) -> float:
+    """Wall time of one call."""
     start = time.perf_counter()
     result = call()
     elapsed = time.perf_counter() - start

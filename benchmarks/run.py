@@ -27,6 +27,11 @@ def main() -> int:
         options.engines = options.engines or "tconv3d,tconv3d_live,torch,torch_cl"
     else:
         layers = load(options.workloads, options.only and options.only.split(","))
+    if options.variants:
+        import variants
+
+        variants.print_table(console, layers, options.threads)
+        return 0
     if options.memory:
         engines = _installed(options.engines or "tconv3d_live,torch", train=False)
         memory.print_table(console, layers, engines, options.threads)
@@ -104,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shapes", type=int, metavar="N", help="N random layers in place of the file; lists the slower"
     )
+    parser.add_argument("--variants", action="store_true", help="other dtypes, channels last, other numbers of threads")
     parser.add_argument("--isa", help="instruction set of tconv3d, as TCONV3D_ISA")
     parser.add_argument("--memory", action="store_true", help="peak memory of a forward call in place of its time")
     parser.add_argument("--json", type=Path, metavar="OUT", help="keep the results")
