@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 
-from ._layer import Layer
-from ._signature import SourceText
+from .layer import Layer
+from .signature import SourceText
 
 _COPY = "The random streams never agree: for equal values copy weight and bias, their layout is the same in both."
 # MindSpore's strings (lower case, without '_') as torch.nn.init calls. 'variancescaling' draws a uniform law,
