@@ -347,8 +347,8 @@ def test_named_torch_initializer_draws_the_law(law: str) -> None:
     shape = (40, 30, 3, 3, 3)
     layer = tconv3d.Conv3dTranspose(*shape[:2], 3, weight_init=law)
     theirs = torch.empty(shape)
-    getattr_text = "init." + initial_weights._TORCH_INIT[law].format("w")
-    eval(getattr_text, {"init": torch.nn.init, "w": theirs})
+    function, keywords = initial_weights.torch_law(law)
+    getattr(torch.nn.init, function)(theirs, **{name: float(value) for name, value in keywords.items()})
     ours = np.asarray(layer.weight, np.float64)
     # 32400 values: the spread is known to 0.4 % (one sigma) for a normal law, the end of a uniform one better still.
     assert theirs.double().std().item() == pytest.approx(ours.std(), rel=0.03)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .commands import CommandError, demo, explain, info
+from .commands import CommandError, demo, explain, info, migrate
 
 _EXIT_BAD_REQUEST = 2  # as argparse's own
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -53,6 +53,35 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--output-size", metavar="D,H,W", help="PyTorch's output_size at the call")
     command.set_defaults(run=lambda options: explain.run(options.layer, options.input, options.output_size))
 
+    command = commands.add_parser("migrate", help="source of one framework rewritten for the other; never executed")
+    command.add_argument("path", type=Path, metavar="PATH", help="a Python file or a folder of them")
+    command.add_argument("--to", type=_framework, required=True, metavar="FRAMEWORK", help="torch or mindspore")
+    command.add_argument("--target-version", metavar="X", help="MindSpore's version to write for, or 'announced'")
+    command.add_argument("--source-version", metavar="X", help="MindSpore's version of the code, or 'announced'")
+    command.add_argument(
+        "--use",
+        choices=("framework", "tconv3d"),
+        default="framework",
+        help="whose layers to write",
+    )
+    command.add_argument("--diff", action="store_true", help="print the difference (the default without --write)")
+    command.add_argument("--write", action="store_true", help="replace the files, each in one step")
+    command.add_argument("--backup", action="store_true", help="with --write: keep each old file as FILE.orig")
+    command.set_defaults(
+        run=lambda options: migrate.run(
+            options.path, options.to, options.target_version, options.source_version, options.use, options.write,
+            options.backup, options.diff,
+        )
+    )  # fmt: skip
+
     command = commands.add_parser("info", help="version, instruction sets, threads, frameworks found")
     command.set_defaults(run=lambda options: info.run())
     return parser
+
+
+def _framework(name: str) -> str:
+    """The name of a framework, with the alias that people use for the first."""
+    names = {"torch": "torch", "pytorch": "torch", "mindspore": "mindspore"}
+    if name.lower() not in names:
+        raise argparse.ArgumentTypeError(f"{name!r} is no framework known here: write torch or mindspore")
+    return names[name.lower()]

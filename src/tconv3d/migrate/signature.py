@@ -174,10 +174,10 @@ def _unknown_argument(kind: type[LayerCall], name: str) -> str:
 
 def _value(name: str, node: ast.expr) -> object:
     try:
-        return _literal(node)
+        return literal(node)
     except ZeroDivisionError:
         raise RequestError(f"{name}={ast.unparse(node)} divides by zero") from None
-    except _NotLiteral as error:
+    except NotLiteral as error:
         if name in _TAKES_SOURCE_TEXT and isinstance(node, (ast.Name, ast.Attribute, ast.Call)):
             return SourceText(ast.unparse(node))
         raise RequestError(
@@ -185,24 +185,25 @@ def _value(name: str, node: ast.expr) -> object:
         ) from None
 
 
-class _NotLiteral(Exception):
+class NotLiteral(Exception):
     """The node needs an environment to have a value."""
 
 
-def _literal(node: ast.expr) -> object:
+def literal(node: ast.expr) -> object:
+    """The value of a literal, a tuple or list of them, or arithmetic on them. Raises NotLiteral for anything else."""
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
             return value
         case ast.Tuple(elts=elements):
-            return tuple(_literal(element) for element in elements)
+            return tuple(literal(element) for element in elements)
         case ast.List(elts=elements):
-            return [_literal(element) for element in elements]
+            return [literal(element) for element in elements]
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
-            number = _literal(operand)
+            number = literal(operand)
             if isinstance(number, (int, float)):
                 return -number if isinstance(sign, ast.USub) else +number
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-            first, second = _literal(left), _literal(right)
+            first, second = literal(left), literal(right)
             if isinstance(first, int) and isinstance(second, int):
                 return _ARITHMETIC[type(op)](first, second)
-    raise _NotLiteral(f"`{ast.unparse(node)}`")
+    raise NotLiteral(f"`{ast.unparse(node)}`")
