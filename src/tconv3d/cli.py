@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .commands import CommandError, demo, explain, info, migrate
+from .commands import CommandError, convert, demo, explain, info, migrate
 
 _EXIT_BAD_REQUEST = 2  # as argparse's own
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -73,6 +73,20 @@ def _parser() -> argparse.ArgumentParser:
             options.backup, options.diff,
         )
     )  # fmt: skip
+
+    command = commands.add_parser("convert", help="a checkpoint of one framework made one of the other")
+    command.add_argument("source", type=Path, metavar="IN", help="a .pth, .pt, .safetensors or .ckpt file")
+    command.add_argument("target", type=Path, metavar="OUT", help="likewise; its suffix says the format")
+    command.add_argument("--to", type=_framework, metavar="FRAMEWORK", help="whose names, for a .safetensors OUT")
+    command.add_argument("--rules", type=Path, metavar="FILE", help="rename rules of your own, JSON")
+    command.add_argument(
+        "--model",
+        metavar="PKG.MOD:FACTORY",
+        help="a model that says which layer is where; its code is run",
+    )
+    command.set_defaults(
+        run=lambda options: convert.run(options.source, options.target, options.to, options.rules, options.model)
+    )
 
     command = commands.add_parser("info", help="version, instruction sets, threads, frameworks found")
     command.set_defaults(run=lambda options: info.run())
