@@ -54,4 +54,4 @@ def _migrate(text: str, options: Options) -> Result:
     code = tree.code
     if code == text:
         return Result(text, notes)
-    return Result(settle(code, text, options.source, rewriter.needs), notes)
+    return Result(settle(code, options.source, rewriter.needs), notes)

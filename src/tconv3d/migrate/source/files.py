@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import multiprocessing
 import os
 import stat
 import tempfile
@@ -69,7 +70,8 @@ def migrate_files(
     count = min(processes or os.cpu_count() or 1, len(paths))
     if count == 1 or len(paths) < _PARALLEL_FROM:
         return _counted(map(work, paths), progress)
-    with ProcessPoolExecutor(count) as pool:
+    # Not forked: a child of a process with a framework's threads in it may never return.
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
         return _counted(pool.map(work, paths, chunksize=4), progress)
 
 

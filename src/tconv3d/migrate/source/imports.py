@@ -34,13 +34,12 @@ _HELPER_MODULES = {
 }
 
 
-def settle(code: str, before: str, source: str, needs: Needs) -> str:
-    """The final text of the rewritten `code`, in which modules are placeholders still; `before` is the old text."""
+def settle(code: str, source: str, needs: Needs) -> str:
+    """The final text of the rewritten `code`, in which modules are placeholders still."""
     for helper in needs.helpers & set(_HELPER_MODULES):
         needs.modules.add(_HELPER_MODULES[helper][0])
     tree = cst.parse_module(code)
-    unused = _unused(tree, source) - _unused(cst.parse_module(before), source)
-    tree, place = _without(tree, unused)
+    tree, place = _without(tree, _unused(tree, source))
     names, statements = _names(tree, sorted(needs.modules))
     body: list[Statement] = list(tree.body)
     body[place:place] = [cst.parse_statement(statement) for statement in statements]
