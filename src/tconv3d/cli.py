@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .commands import CommandError, convert, demo, explain, info, migrate
+from .commands import CommandError, convert, demo, explain, info, migrate, verify
 
 _EXIT_BAD_REQUEST = 2  # as argparse's own
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -86,6 +86,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(
         run=lambda options: convert.run(options.source, options.target, options.to, options.rules, options.model)
+    )
+
+    command = commands.add_parser("verify", help="two layers or networks on the same inputs, with causes in words")
+    command.add_argument("a", nargs="?", metavar="A", help='a layer call (not executed), or "pkg.mod:factory" (run)')
+    command.add_argument("b", nargs="?", metavar="B", help="likewise; gets A's parameters")
+    command.add_argument(
+        "--input", action="append", default=[], metavar="N,C,D,H,W", help="input shape; may be repeated"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of inputs and weights (default: 0)")
+    command.add_argument("--rules", type=Path, metavar="FILE", help="rename rules, as for convert")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write the report as one self-contained page")
+    command.set_defaults(
+        run=lambda options: verify.run(
+            options.a, options.b, options.input, options.seed, options.rules, options.json, options.html
+        )
     )
 
     command = commands.add_parser("info", help="version, instruction sets, threads, frameworks found")

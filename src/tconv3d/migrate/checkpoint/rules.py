@@ -93,18 +93,22 @@ def known(rules: Rules, layer: str) -> str:
 def add_model(rules: Rules, reference: str) -> None:
     """Build the model that `pkg.mod:factory` names and note which layer stands at each path. This runs that code."""
     model = build(reference)
-    pairs: Any
-    if hasattr(model, "named_modules"):
-        pairs = model.named_modules()
-    elif hasattr(model, "cells_and_names"):
-        pairs = model.cells_and_names()
-    else:
+    if not hasattr(model, "named_modules") and not hasattr(model, "cells_and_names"):
         raise RequestError(f"{reference} gives a {type(model).__name__}, neither a torch module nor a MindSpore cell")
+    rules.by_path |= layers_of(model, rules.layers)
+
+
+def layers_of(model: Any, layers: dict[str, dict[str, str]]) -> dict[str, str]:
+    """The layer of the table at each path of a torch module or a MindSpore cell."""
+    pairs = model.named_modules() if hasattr(model, "named_modules") else model.cells_and_names()
+    found = {}
     for path, module in pairs:
         names = [ALIASES.get(kind.__name__, kind.__name__) for kind in type(module).__mro__]
-        layer = next((name for name in names if name in rules.layers), None)
-        if layer is not None:
-            rules.by_path[path] = layer
+        layer = next((name for name in names if name in layers), None)
+        # What MindSpore's BatchNorm3d keeps its parameters in is no layer of its own.
+        if layer is not None and not (path == "bn2d" or path.endswith(".bn2d")):
+            found[path] = layer
+    return found
 
 
 def build(reference: str) -> Any:
