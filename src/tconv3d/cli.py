@@ -98,9 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--rules", type=Path, metavar="FILE", help="rename rules, as for convert")
     command.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
     command.add_argument("--html", type=Path, metavar="FILE", help="write the report as one self-contained page")
+    command.add_argument("--page", action="store_true", help="re-prove the official comparison page instead")
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="with --page: write every difference as a page")
     command.set_defaults(
-        run=lambda options: verify.run(
-            options.a, options.b, options.input, options.seed, options.rules, options.json, options.html
+        run=lambda options: (
+            verify.run_page(options.json, options.markdown)
+            if options.page
+            else verify.run(
+                options.a, options.b, options.input, options.seed, options.rules, options.json, options.html
+            )
         )
     )
 

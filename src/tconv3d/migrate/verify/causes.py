@@ -61,7 +61,7 @@ def of_error(error: Exception) -> str:
         return "kernel limit: MindSpore refuses more than 343 taps"
     if "could not create a primitive" in text:
         return "output padding limit: MindSpore's CPU refuses an output_padding of the stride or more"
-    if "type" in text and ("dtype" in text or "support" in text):
+    if any(words in text for words in ("must be a type of", "dtype", "scalar type")):
         return f"dtype: {text[:200]}"
     return f"{type(error).__name__}: {text[:200]}"
 
