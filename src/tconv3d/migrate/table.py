@@ -320,7 +320,7 @@ TABLE = tuple(
             ("types of sizes", "PyTorch takes any iterable, MindSpore an int or a tuple.", "no", _size_types),
             (
                 "errors",
-                "PyTorch refuses most at the call with RuntimeError, MindSpore when built with ValueError or TypeError.",
+                "PyTorch refuses most at the call (RuntimeError), MindSpore when built: ValueError or TypeError.",
                 "no",
                 _when,
             ),
