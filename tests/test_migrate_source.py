@@ -360,6 +360,25 @@ def test_what_has_no_rule_is_counted() -> None:
     assert migrated(code, "mindspore") == (code, [("left", "no rule for torch.fft.fftn")])
 
 
+def test_types_and_what_is_called_on_the_result() -> None:
+    text, notes = migrated("from mindspore import Tensor\ndef f(x: Tensor): return Tensor([1.0])\n", "torch")
+    assert (text, notes) == ("import torch\ndef f(x: torch.Tensor): return torch.tensor([1.0])\n", [])
+    code = "import torch\nx = torch.Tensor([1])\n"
+    reason = "torch.Tensor(...) makes float32 of anything; write torch.tensor(...)"
+    assert migrated(code, "mindspore") == (code, [("left", reason)])
+    _, notes = migrated(TORCH + "up = nn.ConvTranspose3d(4, 2, 3).to(device)\n", "mindspore")
+    assert notes == [("left", ".to of the new layer: whether it has that is not known")]
+
+
+def test_arrays_of_tensors() -> None:
+    head = "import {}\n"
+    code = "a = f(x).detach().cpu().numpy()\nb = frame.numpy()\n"
+    text, notes = migrated(head.format("torch") + code, "mindspore")
+    assert (text.splitlines()[-2:], notes) == (["a = f(x).asnumpy()", "b = frame.numpy()"], [])
+    text, notes = migrated(head.format("mindspore") + "a = f(x).asnumpy()\n", "torch")
+    assert (text.splitlines()[-1], notes) == ("a = f(x).detach().numpy()", [])
+
+
 def test_comments_and_layout_stay() -> None:
     code = """\
     # head

@@ -16,7 +16,7 @@ try:
     from ..migrate.source import Options
     from ..migrate.source.files import FileResult, find, migrate_files, write
 except ModuleNotFoundError as _error:  # told when the command runs, not when the program starts
-    _missing: str | None = _error.name
+    _missing: str | None = str(_error.name).partition(".")[0]
 else:
     _missing = None
 

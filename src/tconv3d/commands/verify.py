@@ -28,7 +28,9 @@ def run(
     try:
         print(report.as_table(found))
     except ModuleNotFoundError as error:
-        raise CommandError(f"verify needs {error.name}: pip install 'tconv3d[migrate]'") from None
+        raise CommandError(
+            f"verify needs {str(error.name).partition('.')[0]}: pip install 'tconv3d[migrate]'"
+        ) from None
     for path, text in ((json_file, report.as_json), (html, report.as_html)):
         if path is not None:
             _write(path, text(found))

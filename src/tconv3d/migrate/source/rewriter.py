@@ -9,7 +9,7 @@ from . import helpers, known
 from .module import Module
 from .options import Left, Note, Options
 from .site import Needs, Site
-from .transformations import LAYERS, class_target, is_same, rules
+from .transformations import LAYERS, class_target, is_same, rules, to_array
 
 _METHODS = {"torch": ("forward", "construct"), "mindspore": ("construct", "forward")}
 _MODULES = {"torch": "torch.nn.", "mindspore": "mindspore.nn."}
@@ -77,6 +77,10 @@ class Rewriter(cst.CSTTransformer):
     def leave_Call(self, original_node: cst.Call, updated_node: cst.Call) -> cst.BaseExpression:
         name = self._callee(original_node)
         if name is None:
+            array = to_array.rewritten(updated_node, self.options.to)
+            if array is not None:
+                self._rewritten(original_node, "the tensor's array")
+                return array
             return self._partial(original_node, updated_node)
         rule = self._rules.get(name)
         if rule is None:
@@ -99,6 +103,9 @@ class Rewriter(cst.CSTTransformer):
             return original_node
         if not new.deep_equals(original_node):
             self._rewritten(original_node, name)
+        around = self.module.parent(original_node)
+        if isinstance(around, cst.Attribute) and name.startswith(_MODULES[self.options.source]) and not site.is_super:
+            self._left(around, f".{around.attr.value} of the new layer: whether it has that is not known")
         return new
 
     def _forget(self, call: cst.Call) -> None:

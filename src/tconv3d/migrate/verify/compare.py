@@ -78,6 +78,8 @@ def _layers(a: LayerSide, b: LayerSide, x: Array, rng: np.random.Generator) -> R
     shapes = {side.layer.arguments.weight_shape for side in (a, b)}
     if len(shapes) > 1:
         raise RequestError(f"the weights have different shapes, {sorted(shapes)}: no numbers can be compared")
+    if any(side.layer.call.dtype.startswith("complex") for side in (a, b)):
+        raise RequestError("complex layers exist in PyTorch alone: there is nothing to compare them with")
     narrow: Any = np.float16 if "float16" in (a.layer.call.dtype, b.layer.call.dtype) else np.float32
     x, weight = x.astype(narrow), rng.standard_normal(shapes.pop()).astype(narrow)
     bias = rng.standard_normal(a.layer.arguments.out_channels).astype(narrow) + 1

@@ -47,10 +47,12 @@ _TARGETS = {
     known.TORCH_LAYER: known.MINDSPORE_LAYER,
     known.TORCH_CROPPED: known.MINDSPORE_LAYER,
     known.MINDSPORE_LAYER: known.TORCH_LAYER,
+    "mindspore.Tensor": "torch.Tensor",  # the type; what makes one is torch.tensor
 }
 _OUR_TARGETS = {
     known.TORCH_LAYER: "tconv3d.mindspore.ConvTranspose3d",
     known.MINDSPORE_LAYER: "tconv3d.torch.Conv3dTranspose",
+    "mindspore.Tensor": "torch.Tensor",
 }
 LAYERS = (known.TORCH_LAYER, known.TORCH_CROPPED, known.MINDSPORE_LAYER)
 

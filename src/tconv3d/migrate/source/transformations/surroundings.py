@@ -64,6 +64,18 @@ class Same:
         return site.updated.with_changes(func=cst.parse_expression(site.needs.name(self.target)))
 
 
+@dataclass(frozen=True)
+class Type:
+    """A class that may be named under the other name, but not called."""
+
+    target: str
+    reason: str
+
+    def apply(self, site: Site) -> cst.BaseExpression:
+        """Left, always."""
+        raise Left(self.reason)
+
+
 class Sequential:
     """mindspore.nn.SequentialCell, whose one argument may be a list, to torch.nn.Sequential."""
 
@@ -212,14 +224,14 @@ def _same_words(*words: str) -> dict[str, str]:
     return {word: word for word in words}
 
 
-TO_MINDSPORE: dict[str, Call | Same | InstanceNorm | Pool | Filled] = {
+TO_MINDSPORE: dict[str, Call | Same | Type | InstanceNorm | Pool | Filled] = {
     "torch.nn.Module": Same("mindspore.nn.Cell"),
     "torch.nn.Sequential": Same("mindspore.nn.SequentialCell"),
     "torch.nn.ModuleList": Same("mindspore.nn.CellList"),
     "torch.nn.Identity": Same("mindspore.nn.Identity"),
     "torch.nn.Sigmoid": Same("mindspore.nn.Sigmoid"),
     "torch.nn.Tanh": Same("mindspore.nn.Tanh"),
-    "torch.Tensor": Same("mindspore.Tensor"),
+    "torch.Tensor": Type("mindspore.Tensor", "torch.Tensor(...) makes float32 of anything; write torch.tensor(...)"),
     "torch.nn.Parameter": Same("mindspore.Parameter"),
     "torch.nn.ReLU": Call("mindspore.nn.ReLU", ("inplace",), dropped=("inplace",)),
     "torch.nn.ReLU6": Call("mindspore.nn.ReLU6", ("inplace",), dropped=("inplace",)),
@@ -277,7 +289,7 @@ TO_MINDSPORE: dict[str, Call | Same | InstanceNorm | Pool | Filled] = {
     "torch.cat": Call(
         "mindspore.ops.cat", ("tensors", "dim"), {"tensors": "tensors", "dim": "axis"}, ("tensors", "axis")
     ),
-    **{f"torch.{name}": Filled(f"mindspore.ops.{name}") for name in ("ones", "zeros")},
+    **{f"torch.{name}": Filled(f"mindspore.ops.{name}") for name in ("ones", "zeros", "randn", "rand")},
     "torch.stack": Call(
         "mindspore.ops.stack", ("tensors", "dim"), {"tensors": "tensors", "dim": "axis"}, ("tensors", "axis")
     ),
@@ -374,6 +386,10 @@ TO_TORCH: dict[str, Call | Same | Sequential | Pool | Primitive] = {
             "torch.cat", ("tensors", "axis"), {"tensors": "tensors", "axis": "dim"}, ("tensors", "dim"), {"dim": "0"}
         )
         for name in ("cat", "concat")
+    },
+    **{
+        f"mindspore.ops.{name}": Call(f"torch.{name}", ("shape", "dtype"), {"shape": "size"}, ("size",))
+        for name in ("ones", "zeros")
     },
     "mindspore.ops.stack": Call(
         "torch.stack", ("tensors", "axis"), {"tensors": "tensors", "axis": "dim"}, ("tensors", "dim"), {"dim": "0"}
