@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -542,6 +544,20 @@ def test_files_that_cannot_be_read(
     assert main(["migrate", str(tmp_path), "--to", "mindspore", "--write"]) == 1
     assert reason in capsys.readouterr().err
     assert (tmp_path / "bad.py").read_bytes() == data
+
+
+def test_depth_is_bounded_whatever_the_process_allows(tmp_path: Path) -> None:
+    """Beyond a depth LibCST's parser ends the process, and some libraries raise Python's own limit."""
+    program = (
+        "import sys; sys.setrecursionlimit(10**5)\n"
+        "from tconv3d.migrate import RequestError\n"
+        "from tconv3d.migrate.source import Options, migrate_text\n"
+        "for text in ('a' + '.b' * 20_000, '1' + ' + 1' * 20_000, 'not ' * 3000 + '1', 'a' + '()' * 20_000):\n"
+        "    try: migrate_text('import torch; x = ' + text, Options('mindspore'))\n"
+        "    except RequestError as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout.count("nested too deeply")) == (0, 4), run.stderr
 
 
 def test_nothing_is_executed(tmp_path: Path) -> None:

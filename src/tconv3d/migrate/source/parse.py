@@ -12,6 +12,7 @@ import libcst as cst
 
 from .. import RequestError
 
+_DEEPEST = 400  # levels of the tree; LibCST's parser survives 3000, not 20,000
 _LONGEST_CHAIN = 1000  # operands of one `and`, or strings side by side: LibCST nests these
 _STRING_LIKE = ("STRING", "FSTRING", "NL", "COMMENT")
 
@@ -32,11 +33,22 @@ def parse(text: str) -> cst.Module:
 
 
 def _check(text: str) -> None:
-    """Raise what Python's own parser, which counts its depth, raises; and refuse chains that only LibCST nests."""
+    """Raise RecursionError for a tree that is too deep, in Python's own form of it or in LibCST's, which nests chains.
+
+    Python's parser counts its own depth; that of the tree is counted here, since what the process allows may be raised.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd escapes and such: this is no source of ours
         tree = ast.parse(text)
-    longest = max((len(node.values) for node in ast.walk(tree) if isinstance(node, ast.BoolOp)), default=0)
+    longest, deepest = 0, 0
+    waiting: list[tuple[ast.AST, int]] = [(tree, 0)]
+    while waiting and deepest <= _DEEPEST:
+        node, depth = waiting.pop()
+        longest = max(longest, len(node.values) if isinstance(node, ast.BoolOp) else 0)
+        deepest = max(deepest, depth)
+        waiting += [(child, depth + 1) for child in ast.iter_child_nodes(node)]
+    if deepest > _DEEPEST:
+        raise RecursionError
     run = 0
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         run = run + 1 if tokenize.tok_name[token.type].startswith(_STRING_LIKE) else 0
