@@ -169,6 +169,14 @@ def test_constants_are_followed_and_changing_ones_are_not() -> None:
     assert migrated(code, "torch")[1] == [("left", "kernel_size=a is not known without running the code")]
 
 
+def test_older_pytorch_had_no_dtype() -> None:
+    code = "import mindspore\nup = mindspore.nn.Conv3dTranspose(4, 2, 4, 2, dtype=mindspore.{})\n"
+    assert "dtype=torch.float16" in migrated(code.format("float16"), "torch")[0]
+    assert "dtype" not in migrated(code.format("float32"), "torch", target_version="1.8.1")[0]
+    reason = "dtype=float16 cannot be asked for before PyTorch 1.9"
+    assert migrated(code.format("float16"), "torch", target_version="1.8.1")[1] == [("left", reason)]
+
+
 def test_older_mindspore_had_other_laws() -> None:
     code = MINDSPORE + "up = nn.Conv3dTranspose(4, 2, 4, 2)\n"
     text, _ = migrated(code, "torch", source_version="2.0")

@@ -56,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("migrate", help="source of one framework rewritten for the other; never executed")
     command.add_argument("path", type=Path, metavar="PATH", help="a Python file or a folder of them")
     command.add_argument("--to", type=_framework, required=True, metavar="FRAMEWORK", help="torch or mindspore")
-    command.add_argument("--target-version", metavar="X", help="MindSpore's version to write for, or 'announced'")
-    command.add_argument("--source-version", metavar="X", help="MindSpore's version of the code, or 'announced'")
+    command.add_argument("--target-version", metavar="X", help="the version to write for; MindSpore: or 'announced'")
+    command.add_argument("--source-version", metavar="X", help="the version of the code; MindSpore: or 'announced'")
     command.add_argument(
         "--use",
         choices=("framework", "tconv3d"),

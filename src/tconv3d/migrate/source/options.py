@@ -12,6 +12,7 @@ ANNOUNCED = "announced"  # the signature that MindSpore 2.10 announces for later
 _CURRENT = (2, 10)
 # First releases of MindSpore in which these hold.
 _NONE_IS_A_LAW, _HAS_DTYPE = (2, 1), (2, 2)
+_TORCH_HAS_DTYPE = (1, 9)
 
 
 class Left(Exception):
@@ -22,8 +23,8 @@ class Left(Exception):
 class Options:
     """`to` is 'torch' or 'mindspore'; `use` 'framework' or 'tconv3d'.
 
-    The versions are MindSpore's, of the code that is read or written: numbers such as '2.0', or 'announced' for the
-    signature with PyTorch's names. None stands for the signature of 2.10, which every release so far has.
+    The versions are those of the framework that the code is written for now and afterwards: numbers such as '2.0', or
+    'announced' for MindSpore's signature with PyTorch's names. None stands for the releases that this was written on.
     """
 
     to: str
@@ -59,6 +60,11 @@ class Options:
     def target_takes_dtype(self) -> bool:
         """Whether the target's layer has a dtype argument."""
         return _parse(self.target_version) >= _HAS_DTYPE
+
+    @property
+    def torch_takes_dtype(self) -> bool:
+        """Whether PyTorch's layers have a dtype argument, which they have from 1.9 on."""
+        return self.target_version is None or _parse(self.target_version) >= _TORCH_HAS_DTYPE
 
     @property
     def source_defaults_to_none(self) -> bool:

@@ -163,5 +163,8 @@ def _equal(arguments: Arguments, mode: Any) -> EqualCall:
 
 def _dtype(site: Site, arguments: Arguments, plan: Plan) -> None:
     dtype = dtypes.of_argument(arguments, "mindspore")
-    if dtype:
+    if dtype and not site.options.torch_takes_dtype:
+        if dtype != "float32":
+            raise Left(f"dtype={dtype} cannot be asked for before PyTorch 1.9")
+    elif dtype:
         plan.keep("dtype", value=site.needs.name(f"torch.{dtype}"))
