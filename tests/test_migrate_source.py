@@ -365,6 +365,35 @@ nn.BatchNorm3d(2, momentum=0.9), nn.LeakyReLU(alpha=0.01))
     assert migrated(code, "mindspore") == (textwrap.dedent(after), [])
 
 
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("1, 2, 3", "1, 2, 3, pad_mode='pad', has_bias=True"),
+        ("1, 2, 3, 1, (0, 1, 2), bias=False", "1, 2, 3, 1, padding=(0, 0, 1, 1, 2, 2), has_bias=False, pad_mode='pad'"),
+        ("1, 2, 3, padding='same'", "1, 2, 3, pad_mode='same', has_bias=True"),
+    ],
+)
+def test_convolution(call: str, expected: str) -> None:
+    there, notes = migrated(f"{TORCH}c = nn.Conv3d({call})\n", "mindspore")
+    assert (there, notes) == (f"{MINDSPORE}c = nn.Conv3d({expected})\n", [])
+    back, notes = migrated(there, "torch")
+    again, _ = migrated(back, "mindspore")
+    assert not notes and again.count("pad_mode") == 1 and "has_bias" in again
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (TORCH + "c = nn.Conv3d(1, 2, 3, padding_mode='reflect')\n",
+         "padding_mode='reflect' has no counterpart in MindSpore's convolution"),
+        (MINDSPORE + "c = nn.Conv3d(1, 2, 3, stride=2)\n",
+         "pad_mode='same' with a stride pads by the input's size, which PyTorch's layer does not"),
+    ],
+)  # fmt: skip
+def test_convolution_left(code: str, reason: str) -> None:
+    assert migrated(code, "mindspore" if "torch" in code else "torch") == (code, [("left", reason)])
+
+
 def test_what_has_no_rule_is_counted() -> None:
     code = "import torch\ny = torch.fft.fftn(x)\n"
     assert migrated(code, "mindspore") == (code, [("left", "no rule for torch.fft.fftn")])

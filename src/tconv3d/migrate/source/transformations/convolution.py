@@ -14,7 +14,7 @@ from ..site import Site
 from .dtypes import of_argument
 from .mindspore_layer import _is_symmetric, _symmetric
 from .to_mindspore_sizes import padding, size
-from .torch_layer import bias, check_padding_mode, drop_device, mindspore_dtype
+from .torch_layer import bias, drop_device, mindspore_dtype
 
 _TORCH = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias", "padding_mode",
@@ -36,7 +36,8 @@ class TorchConvolution:
         """The new call, always with pad_mode='pad' and has_bias."""
         arguments = site.arguments(_TORCH)
         mode = arguments.constant("padding")
-        check_padding_mode(site, arguments)
+        if arguments.require("padding_mode", "zeros") != "zeros":
+            raise Left(f"padding_mode={arguments.text('padding_mode')} has no counterpart in MindSpore's convolution")
         drop_device(site, arguments)
         plan = Plan(arguments)
         plan.keep("in_channels")
