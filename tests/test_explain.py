@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 import tconv3d
 from tconv3d import reference
-from tconv3d.commands import CommandError, _diagram, _initial_weights
-from tconv3d.commands._equal import EqualCall, pad_modes, to_functional, to_mindspore, to_pytorch
-from tconv3d.commands._layer import resolve
-from tconv3d.commands._signature import MINDSPORE_PARAMETERS, PYTORCH_PARAMETERS, parse_layer, parse_shape
+from tconv3d.commands import CommandError, _diagram
 from tconv3d.commands.explain import constructor_text, explain
 from tconv3d.contracts import mindspore, pytorch
 from tconv3d.geometry import Geometry, Triple
+from tconv3d.migrate import initial_weights
+from tconv3d.migrate.equal import EqualCall, pad_modes, to_functional, to_mindspore, to_pytorch
+from tconv3d.migrate.layer import resolve
+from tconv3d.migrate.signature import MINDSPORE_PARAMETERS, PYTORCH_PARAMETERS, parse_layer, parse_shape
 
 PAGE_INPUT = (1, 3, 4, 9, 16)
 
@@ -340,14 +341,14 @@ def test_printed_pytorch_call_runs_in_pytorch_and_is_equal(text: str) -> None:
     np.testing.assert_allclose(found, reference.forward(x.numpy(), net.weight.detach().numpy(), bias, layer.geometry))
 
 
-@pytest.mark.parametrize("law", sorted(_initial_weights._TORCH_INIT))
+@pytest.mark.parametrize("law", sorted(initial_weights._TORCH_INIT))
 def test_named_torch_initializer_draws_the_law(law: str) -> None:
     torch = pytest.importorskip("torch")
     shape = (40, 30, 3, 3, 3)
     layer = tconv3d.Conv3dTranspose(*shape[:2], 3, weight_init=law)
     theirs = torch.empty(shape)
-    getattr_text = "init." + _initial_weights._TORCH_INIT[law].format("w")
-    eval(getattr_text, {"init": torch.nn.init, "w": theirs})
+    function, keywords = initial_weights.torch_law(law)
+    getattr(torch.nn.init, function)(theirs, **{name: float(value) for name, value in keywords.items()})
     ours = np.asarray(layer.weight, np.float64)
     # 32400 values: the spread is known to 0.4 % (one sigma) for a normal law, the end of a uniform one better still.
     assert theirs.double().std().item() == pytest.approx(ours.std(), rel=0.03)

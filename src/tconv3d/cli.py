@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .commands import CommandError, demo, explain, info
+from .commands import CommandError, convert, demo, explain, info, migrate, verify
 
 _EXIT_BAD_REQUEST = 2  # as argparse's own
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -56,6 +56,71 @@ def _parser() -> argparse.ArgumentParser:
         run=lambda options: explain.run(options.layer, options.input, options.output_size, options.plan)
     )
 
+    command = commands.add_parser("migrate", help="source of one framework rewritten for the other; never executed")
+    command.add_argument("path", type=Path, metavar="PATH", help="a Python file or a folder of them")
+    command.add_argument("--to", type=_framework, required=True, metavar="FRAMEWORK", help="torch or mindspore")
+    command.add_argument("--target-version", metavar="X", help="the version to write for; MindSpore: or 'announced'")
+    command.add_argument("--source-version", metavar="X", help="the version of the code; MindSpore: or 'announced'")
+    command.add_argument(
+        "--use",
+        choices=("framework", "tconv3d"),
+        default="framework",
+        help="whose layers to write",
+    )
+    command.add_argument("--diff", action="store_true", help="print the difference (the default without --write)")
+    command.add_argument("--write", action="store_true", help="replace the files, each in one step")
+    command.add_argument("--backup", action="store_true", help="with --write: keep each old file as FILE.orig")
+    command.set_defaults(
+        run=lambda options: migrate.run(
+            options.path, options.to, options.target_version, options.source_version, options.use, options.write,
+            options.backup, options.diff,
+        )
+    )  # fmt: skip
+
+    command = commands.add_parser("convert", help="a checkpoint of one framework made one of the other")
+    command.add_argument("source", type=Path, metavar="IN", help="a .pth, .pt, .safetensors or .ckpt file")
+    command.add_argument("target", type=Path, metavar="OUT", help="likewise; its suffix says the format")
+    command.add_argument("--to", type=_framework, metavar="FRAMEWORK", help="whose names, for a .safetensors OUT")
+    command.add_argument("--rules", type=Path, metavar="FILE", help="rename rules of your own, JSON")
+    command.add_argument(
+        "--model",
+        metavar="PKG.MOD:FACTORY",
+        help="a model that says which layer is where; its code is run",
+    )
+    command.set_defaults(
+        run=lambda options: convert.run(options.source, options.target, options.to, options.rules, options.model)
+    )
+
+    command = commands.add_parser("verify", help="two layers or networks on the same inputs, with causes in words")
+    command.add_argument("a", nargs="?", metavar="A", help='a layer call (not executed), or "pkg.mod:factory" (run)')
+    command.add_argument("b", nargs="?", metavar="B", help="likewise; gets A's parameters")
+    command.add_argument(
+        "--input", action="append", default=[], metavar="N,C,D,H,W", help="input shape; may be repeated"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of inputs and weights (default: 0)")
+    command.add_argument("--rules", type=Path, metavar="FILE", help="rename rules, as for convert")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write the report as one self-contained page")
+    command.add_argument("--page", action="store_true", help="re-prove the official comparison page instead")
+    command.add_argument("--markdown", type=Path, metavar="FILE", help="with --page: write every difference as a page")
+    command.set_defaults(
+        run=lambda options: (
+            verify.run_page(options.json, options.markdown)
+            if options.page
+            else verify.run(
+                options.a, options.b, options.input, options.seed, options.rules, options.json, options.html
+            )
+        )
+    )
+
     command = commands.add_parser("info", help="version, instruction sets, threads, frameworks found")
     command.set_defaults(run=lambda options: info.run())
     return parser
+
+
+def _framework(name: str) -> str:
+    """The name of a framework, with the alias that people use for the first."""
+    names = {"torch": "torch", "pytorch": "torch", "mindspore": "mindspore"}
+    if name.lower() not in names:
+        raise argparse.ArgumentTypeError(f"{name!r} is no framework known here: write torch or mindspore")
+    return names[name.lower()]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+# The user asked for something that cannot be done: the command prints the message and ends with exit code 2.
+from ..migrate import RequestError as CommandError
 
-class CommandError(Exception):
-    """The user asked for something that cannot be done: the command prints the message and ends with exit code 2."""
+__all__ = ["CommandError"]

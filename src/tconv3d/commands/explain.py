@@ -6,11 +6,11 @@ from __future__ import annotations
 import textwrap
 
 from .._engine import active_instruction_set, describe_plan, get_num_threads
+from ..migrate.differences import differences
+from ..migrate.equal import EqualCall, pad_modes, to_functional, to_mindspore, to_pytorch
+from ..migrate.layer import Layer, resolve
+from ..migrate.signature import SourceText, parse_layer, parse_shape
 from . import _diagram
-from ._differences import differences
-from ._equal import EqualCall, pad_modes, to_functional, to_mindspore, to_pytorch
-from ._layer import Layer, resolve
-from ._signature import SourceText, parse_layer, parse_shape
 
 _AXES = ("depth", "height", "width")
 _WIDTH = 110

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from . import CommandError
+from . import RequestError
 
 # The parameters of both constructors in positional order.
 PYTORCH_PARAMETERS = (
@@ -99,22 +99,22 @@ _CALLS: dict[str, type[LayerCall]] = {kind.layer: kind for kind in (PyTorchCall,
 def parse_layer(text: str) -> LayerCall:
     """Read `nn.ConvTranspose3d(...)` or `nn.Conv3dTranspose(...)`, with any prefix and an optional `name = ` before it.
 
-    Raises CommandError where the text is no such call, names an argument the layer lacks, or needs to be executed.
+    Raises RequestError where the text is no such call, names an argument the layer lacks, or needs to be executed.
     """
     try:
         return _parse_layer(text)
     except (RecursionError, MemoryError):
-        raise CommandError("cannot read the layer call: it is nested too deeply") from None
+        raise RequestError("cannot read the layer call: it is nested too deeply") from None
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
-    """Read `1,3,4,9,16`, brackets and spaces allowed. Raises CommandError for anything else."""
+    """Read `1,3,4,9,16`, brackets and spaces allowed. Raises RequestError for anything else."""
     try:
         sizes = tuple(int(part) for part in text.strip(" ()[]").rstrip(", ").split(","))
     except ValueError:
         sizes = (-1,)
     if min(sizes) < 0:
-        raise CommandError(f"{text!r} is not a list of sizes such as 1,3,4,9,16")
+        raise RequestError(f"{text!r} is not a list of sizes such as 1,3,4,9,16")
     return sizes
 
 
@@ -123,7 +123,7 @@ def _parse_layer(text: str) -> LayerCall:
     callee = ast.unparse(call.func)
     kind = _CALLS.get(callee.rpartition(".")[2])
     if kind is None:
-        raise CommandError(
+        raise RequestError(
             f"{callee!r} is not a layer known here: write nn.ConvTranspose3d(...) for PyTorch or"
             " nn.Conv3dTranspose(...) for MindSpore"
         )
@@ -136,17 +136,17 @@ def _parse_call(text: str) -> ast.Call:
             warnings.simplefilter("ignore")  # odd escapes and such: this is no source of ours
             body = ast.parse(text.strip().rstrip(",;")).body
     except SyntaxError as error:
-        raise CommandError(f"cannot read {text!r} as a layer call: {error.msg}") from None
+        raise RequestError(f"cannot read {text!r} as a layer call: {error.msg}") from None
     except ValueError as error:  # a null byte
-        raise CommandError(f"cannot read {text!r} as a layer call: {error}") from None
+        raise RequestError(f"cannot read {text!r} as a layer call: {error}") from None
     if len(body) == 1 and isinstance(body[0], (ast.Expr, ast.Assign)) and isinstance(body[0].value, ast.Call):
         return body[0].value
-    raise CommandError(f"{text!r} is not one layer call, such as nn.ConvTranspose3d(3, 32, 5, stride=3)")
+    raise RequestError(f"{text!r} is not one layer call, such as nn.ConvTranspose3d(3, 32, 5, stride=3)")
 
 
 def _bind(kind: type[LayerCall], call: ast.Call) -> dict[str, Any]:
     if len(call.args) > len(kind.parameters):
-        raise CommandError(
+        raise RequestError(
             f"{kind.layer} takes {len(kind.parameters)} arguments at most, the text has {len(call.args)}"
         )
     pairs = [(name, node) for name, node in zip(kind.parameters, call.args, strict=False)]
@@ -154,13 +154,13 @@ def _bind(kind: type[LayerCall], call: ast.Call) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for name, node in pairs:
         if name not in kind.parameters:
-            raise CommandError(_unknown_argument(kind, name))
+            raise RequestError(_unknown_argument(kind, name))
         if name in arguments:
-            raise CommandError(f"{kind.layer} got {name!r} twice")
+            raise RequestError(f"{kind.layer} got {name!r} twice")
         arguments[name] = _value(name, node)
     missing = [name for name in _REQUIRED if name not in arguments]
     if missing:
-        raise CommandError(f"{kind.layer} needs {', '.join(missing)}")
+        raise RequestError(f"{kind.layer} needs {', '.join(missing)}")
     return arguments
 
 
@@ -174,35 +174,36 @@ def _unknown_argument(kind: type[LayerCall], name: str) -> str:
 
 def _value(name: str, node: ast.expr) -> object:
     try:
-        return _literal(node)
+        return literal(node)
     except ZeroDivisionError:
-        raise CommandError(f"{name}={ast.unparse(node)} divides by zero") from None
-    except _NotLiteral as error:
+        raise RequestError(f"{name}={ast.unparse(node)} divides by zero") from None
+    except NotLiteral as error:
         if name in _TAKES_SOURCE_TEXT and isinstance(node, (ast.Name, ast.Attribute, ast.Call)):
             return SourceText(ast.unparse(node))
-        raise CommandError(
+        raise RequestError(
             f"{name}={ast.unparse(node)}: {error} has no value without executing it; write the number"
         ) from None
 
 
-class _NotLiteral(Exception):
+class NotLiteral(Exception):
     """The node needs an environment to have a value."""
 
 
-def _literal(node: ast.expr) -> object:
+def literal(node: ast.expr) -> object:
+    """The value of a literal, a tuple or list of them, or arithmetic on them. Raises NotLiteral for anything else."""
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
             return value
         case ast.Tuple(elts=elements):
-            return tuple(_literal(element) for element in elements)
+            return tuple(literal(element) for element in elements)
         case ast.List(elts=elements):
-            return [_literal(element) for element in elements]
+            return [literal(element) for element in elements]
         case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
-            number = _literal(operand)
+            number = literal(operand)
             if isinstance(number, (int, float)):
                 return -number if isinstance(sign, ast.USub) else +number
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-            first, second = _literal(left), _literal(right)
+            first, second = literal(left), literal(right)
             if isinstance(first, int) and isinstance(second, int):
                 return _ARITHMETIC[type(op)](first, second)
-    raise _NotLiteral(f"`{ast.unparse(node)}`")
+    raise NotLiteral(f"`{ast.unparse(node)}`")

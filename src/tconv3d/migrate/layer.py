@@ -12,8 +12,8 @@ import numpy as np
 
 from ..contracts import mindspore, pytorch
 from ..geometry import Geometry
-from . import CommandError
-from ._signature import LayerCall, SourceText
+from . import RequestError
+from .signature import LayerCall, SourceText
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16}
 # Taps and phases are counted one by one.
@@ -54,7 +54,7 @@ class Layer:
 
 
 def resolve(call: LayerCall, input_shape: tuple[int, ...], output_size: tuple[int, ...] | None = None) -> Layer:
-    """Apply the call's own contract. Raises CommandError where it refuses the call, saying at which stage and how."""
+    """Apply the call's own contract. Raises RequestError where it refuses the call, saying at which stage and how."""
     _check_outside_the_contract(call, output_size)
     values = {name: value for name, value in call.arguments.items() if _concerns_the_contract(name, value)}
     make = pytorch.layer_arguments if call.is_pytorch else mindspore.layer_arguments
@@ -63,7 +63,7 @@ def resolve(call: LayerCall, input_shape: tuple[int, ...], output_size: tuple[in
     at_call = (input_shape, output_size) if call.is_pytorch else (input_shape,)
     geometry = _ask(call, "call", lambda: arguments.geometry(*at_call))
     if max(*geometry.kernel_size, *geometry.stride) > _LARGEST_EXPLAINED:
-        raise CommandError(f"kernel {geometry.kernel_size} or stride {geometry.stride} is too large to be explained")
+        raise RequestError(f"kernel {geometry.kernel_size} or stride {geometry.stride} is too large to be explained")
     return Layer(call, arguments, input_shape, output_size, geometry)
 
 
@@ -75,11 +75,11 @@ def _draw_bias(arguments: pytorch.LayerArguments | mindspore.LayerArguments) -> 
 
 def _check_outside_the_contract(call: LayerCall, output_size: tuple[int, ...] | None) -> None:
     if call.dtype not in _ITEM_BYTES:
-        raise CommandError(
+        raise RequestError(
             f"dtype={call.arguments['dtype']!r} is not one of torch.float32 or mindspore.float32 and such"
         )
     if output_size is not None and not call.is_pytorch:
-        raise CommandError("an output size is PyTorch's alone: Conv3dTranspose has output_padding with pad_mode='pad'")
+        raise RequestError("an output size is PyTorch's alone: Conv3dTranspose has output_padding with pad_mode='pad'")
 
 
 def _concerns_the_contract(name: str, value: object) -> bool:
@@ -91,4 +91,4 @@ def _ask(call: LayerCall, stage: str, contract: Callable[[], T]) -> T:
     try:
         return contract()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise CommandError(f"{call.layer} refuses this at the {stage} with {type(error).__name__}: {error}") from None
+        raise RequestError(f"{call.layer} refuses this at the {stage} with {type(error).__name__}: {error}") from None

@@ -5,27 +5,27 @@ from __future__ import annotations
 
 import math
 
-from ._layer import Layer
-from ._signature import SourceText
+from .layer import Layer
+from .signature import SourceText
 
 _COPY = "The random streams never agree: for equal values copy weight and bias, their layout is the same in both."
 # MindSpore's strings (lower case, without '_') as torch.nn.init calls. 'variancescaling' draws a uniform law,
 # whatever its name says, and 'truncatednormal' cuts at +-2, not at 2 sigma.
-_TORCH_INIT = {
-    "normal": "normal_({}, std=0.01)",
-    "truncatednormal": "trunc_normal_({}, std=0.01, a=-2, b=2)",
-    "uniform": "uniform_({}, -0.07, 0.07)",
-    "heuniform": "kaiming_uniform_({})",
-    "henormal": "kaiming_normal_({})",
-    "xavieruniform": "xavier_uniform_({})",
-    "xaviernormal": "xavier_normal_({})",
-    "variancescaling": "kaiming_uniform_({}, a=1)",
-    "one": "ones_({})",
-    "ones": "ones_({})",
-    "zero": "zeros_({})",
-    "zeros": "zeros_({})",
-    "dirac": "dirac_({})",
-    "orthogonal": "orthogonal_({})",
+_TORCH_INIT: dict[str, tuple[str, dict[str, str]]] = {
+    "normal": ("normal_", {"std": "0.01"}),
+    "truncatednormal": ("trunc_normal_", {"std": "0.01", "a": "-2", "b": "2"}),
+    "uniform": ("uniform_", {"a": "-0.07", "b": "0.07"}),
+    "heuniform": ("kaiming_uniform_", {}),
+    "henormal": ("kaiming_normal_", {}),
+    "xavieruniform": ("xavier_uniform_", {}),
+    "xaviernormal": ("xavier_normal_", {}),
+    "variancescaling": ("kaiming_uniform_", {"a": "1"}),
+    "one": ("ones_", {}),
+    "ones": ("ones_", {}),
+    "zero": ("zeros_", {}),
+    "zeros": ("zeros_", {}),
+    "dirac": ("dirac_", {}),
+    "orthogonal": ("orthogonal_", {}),
 }
 
 
@@ -71,8 +71,22 @@ def _law(layer: Layer, name: str) -> str:
     return f"{argument}={value!r} is {_torch_call(value, name)}."
 
 
-def _torch_call(law: object, name: str) -> str:
-    target = f"net.{name}"
+def torch_law(law: str | float) -> tuple[str, dict[str, str]]:
+    """The function of torch.nn.init, with its keywords, that draws as a name or a number does in MindSpore.
+
+    KeyError for a name that MindSpore does not know.
+
+    >>> torch_law("Normal")
+    ('normal_', {'std': '0.01'})
+    """
     if isinstance(law, str):
-        return "torch.nn.init." + _TORCH_INIT[law.lower().replace("_", "")].format(target)
-    return f"torch.nn.init.constant_({target}, {law!r})"
+        return _TORCH_INIT[law.lower().replace("_", "")]
+    return "constant_", {"val": repr(float(law))}
+
+
+def _torch_call(law: object, name: str) -> str:
+    if not isinstance(law, str):
+        return f"torch.nn.init.constant_(net.{name}, {law!r})"
+    function, keywords = torch_law(law)
+    words = "".join(f", {key}={value}" for key, value in keywords.items())
+    return f"torch.nn.init.{function}(net.{name}{words})"

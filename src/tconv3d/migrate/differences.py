@@ -11,10 +11,10 @@ import math
 from dataclasses import replace
 
 from ..geometry import Triple, same_size
-from . import _initial_weights
-from ._equal import to_mindspore, to_pytorch
-from ._layer import Layer
-from ._signature import MINDSPORE_PARAMETERS, PYTORCH_PARAMETERS
+from . import initial_weights
+from .equal import to_mindspore, to_pytorch
+from .layer import Layer
+from .signature import MINDSPORE_PARAMETERS, PYTORCH_PARAMETERS
 
 _SAME_POSITIONS = 4
 _LARGEST_KERNEL_VOLUME = 343
@@ -247,7 +247,7 @@ def _positions(layer: Layer) -> str | None:
 
 
 def _fresh_values(layer: Layer) -> str | None:
-    return (_initial_weights.from_pytorch if layer.call.is_pytorch else _initial_weights.from_mindspore)(layer)
+    return (initial_weights.from_pytorch if layer.call.is_pytorch else initial_weights.from_mindspore)(layer)
 
 
 def _same(layer: Layer) -> tuple[Triple, Triple]:
