@@ -5,8 +5,9 @@
 //     input_grad   gx[n, ci, i] =            sum gy[n, co, o] * w[ci, co, k]
 //     weight_grad  gw[ci, co, k] =           sum x[n, ci, i] * gy[n, co, o]
 //
-// Same bits for any number of threads, batch (but weight_grad), block and memory format: per target the terms are added in one
-// chain of multiply-adds per chunk of channels (channel_chunk in gather.h), taps outer and channels inner, and chunks in order.
+// Same bits for any number of threads, batch (but weight_grad), block and memory format. Direct: per target the terms are added in one chain of
+// multiply-adds per chunk of channels (channel_chunk in gather.h), taps outer and channels inner, and chunks in order. Two-tap: so is each product,
+// and a target is its own product plus the shared one, along d, then h, then w. Which of the two runs depends on the layer and the size of an image.
 #pragma once
 
 #include <array>

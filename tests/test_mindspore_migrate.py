@@ -131,6 +131,40 @@ def test_snippets_in_the_style_of_the_model_zoo(name: str, tmp_path: Path) -> No
     assert_equal_outputs(again, cell, shape)
 
 
+def test_a_whole_unet_on_our_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--use tconv3d: the same network with this library's layers, which compute a dilated depth as well."""
+    import tconv3d.mindspore
+
+    code = UNET.replace("output_padding=1)", "output_padding=1, dilation=1)").replace(
+        "groups=2,", "groups=2, dilation=(2, 1, 1),"
+    )
+    code = code.replace("torch.cat((self.up1(d), a), 1)", "torch.cat((self.up1(d)[:, :, : a.shape[2]], a), 1)")
+    (tmp_path / "unet_source.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    there = migrate_text(code, Options("mindspore", use="tconv3d"))
+    assert left(there.notes) == []
+    module, cell = run(code)["UNet"](), run(there.text)["UNet"]()
+    ours = [child for _, child in cell.cells_and_names() if isinstance(child, tconv3d.mindspore.ConvTranspose3d)]
+    assert len(ours) == 2
+    randomize(module)
+    transfer(module, cell, tmp_path, model="unet_source:UNet")
+    assert_equal_outputs(module, cell, (2, 1, 4, 8, 12))
+
+
+def test_mindspores_layer_becomes_ours_in_torch() -> None:
+    code = (
+        "from mindspore import nn\n\n\ndef make():\n"
+        "    return nn.Conv3dTranspose(4, 6, 3, 2, pad_mode='same', group=2, has_bias=True)\n"
+    )
+    there = migrate_text(code, Options("torch", use="tconv3d"))
+    assert left(there.notes) == []
+    cell, module = run(code)["make"](), run(there.text)["make"]()
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor(cell.weight.asnumpy()))
+        module.bias.copy_(torch.tensor(cell.bias.asnumpy()))
+    assert_equal_outputs(module, cell, (2, 4, 3, 4, 5))
+
+
 def test_a_whole_unet_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "unet_source.py").write_text(UNET)
     monkeypatch.chdir(tmp_path)
