@@ -53,6 +53,34 @@ def test_compiling_for_all_shapes_at_once() -> None:
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiling_for_all_shapes_keeps_channels_last() -> None:
+    mine, other = pair(8, 6, 3, stride=2, padding=1)
+    compiled = torch.compile(mine, fullgraph=True, dynamic=True)
+    for shape in ((2, 8, 3, 4, 5), (1, 8, 5, 3, 4)):
+        x = torch.randn(shape).to(memory_format=CHANNELS_LAST).requires_grad_()
+        grads = []
+        for module in (compiled, other):
+            y = module(x)
+            grads.append([y.detach(), *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])])
+        torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+        assert compiled(x).is_contiguous(memory_format=CHANNELS_LAST)
+    # What the compiler is told, which decides about code behind the layer.
+    last = torch.compile(lambda x: mine(x).is_contiguous(memory_format=CHANNELS_LAST), dynamic=True, backend="eager")
+    assert last(torch.randn(2, 8, 3, 4, 5).to(memory_format=CHANNELS_LAST))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiling_calls_with_output_sizes_of_several_inputs() -> None:
+    mine, other = pair(4, 3, 3, stride=2)
+    compiled = torch.compile(mine, fullgraph=True, backend="aot_eager")
+    for shape, size in (((2, 4, 3, 4, 5), [8, 10, 12]), ((2, 4, 4, 4, 5), [10, 10, 12]), ((2, 4, 5, 3, 2), [11, 8, 5])):
+        x = torch.randn(shape)
+        torch.testing.assert_close(compiled(x, output_size=size), other(x, output_size=size))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiling_what_is_called_otherwise() -> None:
     layer, other = pair(2, 3, 3, stride=2)
     x = torch.randn(1, 2, 3, 4, 5)

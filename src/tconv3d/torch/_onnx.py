@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._kernels import output_size
+from ._kernels import forward_shape, output_size
 from ._operators import conv_transpose3d
 
 Sizes = Sequence[int]
@@ -21,6 +21,8 @@ def conv_transpose_node(
     crop_back: Sizes, groups: int,
 ) -> Tensor:  # fmt: skip
     """Return the node as the exporter over torch.export records it."""
+    if not torch.onnx.is_in_onnx_export():  # fake tensors of symbolic sizes look for their shapes in the same table
+        return forward_shape(input, weight, bias, stride, dilation, crop_front, crop_back, groups)
     attributes = _attributes(weight.shape[2:], stride, dilation, crop_front, crop_back, groups)
     operands = (input, weight) if bias is None else (input, weight, bias)
     out = output_size(input.shape, weight.shape, stride, dilation, crop_front, crop_back)
@@ -42,7 +44,7 @@ def _attributes(
     }
 
 
-# The exporter looks for decompositions in this table; torch.compile and torch.export have tables of their own.
+# The exporter looks for decompositions in this table. So do fake tensors of symbolic sizes, before their own rules.
 torch._decomp.register_decomposition(conv_transpose3d)(conv_transpose_node)
 
 
