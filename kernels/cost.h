@@ -43,7 +43,8 @@ constexpr double kFirstLevelBytes = 24576;  // what the accumulators may take of
 constexpr double kTransformedVector = 16;
 constexpr double kSharedVector = 12;
 constexpr double kMostTwoTapBytes = double(int64_t(4) << 20);  // transformed samples of a task
-constexpr double kTwoTapGain = 1.05;                           // what it must promise over the direct method to be taken
+constexpr double kMostTwoTapPanel = 16e6;  // elements of packed weights, 64 MB: 512 to 512 channels of 5^3 would take 537 MB and read them for each task
+constexpr double kTwoTapGain = 1.05;       // what it must promise over the direct method to be taken
 
 // Cycles of one image and group, for the choice between the methods. The choice changes the bits of a result, so it depends on the layer and the
 // size of the image alone: not on batch, threads, cache or frozen weights.
@@ -58,6 +59,11 @@ inline double two_tap_cycles(double terms, double products, double kinds, double
   const double packed = panel * (panel < 2e6 ? 1.5 : 4.5);  // fresh memory: 4.6 cycles an element (tats_up0)
   return multiply + panels + packed + vectors * (kTransformedVector * kinds * channels + kSharedVector * products * columns);
 }
+
+// A thread that has slept takes some 50 microseconds to come, and shares its core with whatever else spins there: one thread for each so many cycles
+// of work. page_example_1 takes 0.16 ms on one thread and 0.5 to 0.64 on two right after a call of PyTorch.
+constexpr double kCyclesPerThread = 6e5;
+inline int useful_threads(double cycles, int threads) { return std::clamp(int(std::min(cycles / kCyclesPerThread, double(threads))), 1, threads); }
 
 // Tasks handed to threads one by one: the last round may leave threads idle, and a thread that is late (another process, a page fault) costs
 // part of a task.

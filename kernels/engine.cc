@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cost.h"
 #include "gather.h"
 
 namespace tconv3d {
@@ -146,7 +147,10 @@ void run(const Problem& p, Direction direction, const View& source, const View& 
   if (!kept->covered) fill_bias<T>(g, !kept->plan || !kept->axis[2].covered, options, kernels);
   int64_t taps = 1;  // of the phase with the most
   for (const Axis& a : p.axis) taps *= direction == Direction::forward ? ceil_div(a.kernel, a.stride) : a.kernel;
-  if (kept->plan) kept->plan->run(g, options, kernels, channel_chunk(taps));
+  if (!kept->plan) return;
+  Options limited = options;
+  limited.threads = useful_threads(kept->plan->cycles * options.threads, options.threads);
+  kept->plan->run(g, limited, kernels, channel_chunk(taps));
 }
 
 void run(const Problem& p, Direction direction, const View& source, const View& w, const View& target, const View* bias, const Options& options) {

@@ -270,6 +270,7 @@ int two_tap_axes(const Gather& g) {
       sums_of_taps *= double(a.terms());
       kinds *= 1 + 0.25 * double(a.most_shift - a.least_shift);  // the halo of blocks some four positions long
     }
+    if (mask && sums_of_taps * double(g.groups * g.channels * g.columns) > kMostTwoTapPanel) return std::numeric_limits<double>::infinity();
     return two_tap_cycles(v.terms, v.products, kinds, sums_of_taps, positions, double(g.channels), double(g.columns), mask != 0);
   };
   int best = 0;
