@@ -23,11 +23,6 @@ constexpr int64_t kMaxCopiedBytes = int64_t(32) << 20;
 constexpr double kPointerFactor = 1.2;   // against the other families on layers where both fit (1.0 to 1.4 measured): more loads, by pointer
 constexpr int64_t kTaskPositions = 256;  // positions whose accumulators stay in the second-level cache: 256 x 64 x 4 B = 64 KiB
 
-template <class T>
-bool is_rows(const View& v) {
-  return v.stride[1] == 1 && v.element_size() == int64_t(sizeof(T));
-}
-
 int64_t source_positions(const Gather& g) { return g.batch * g.axis[0].source_size * g.axis[1].source_size * g.axis[2].source_size; }
 
 std::vector<int64_t> tap_key(const Combo& combo) {

@@ -102,8 +102,7 @@ Gather gather(const Problem& p, Direction direction, const std::array<AxisPlan, 
 template <class T>
 std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, const View& source, const View& w, const View& target, const Options& options,
                                          const Kernels& kernels) {
-  const auto is_rows = [](const View& v) { return v.stride[1] == 1 && v.element_size() == int64_t(sizeof(T)); };
-  const PlanContext context{kernels, options.threads, is_rows(source), is_rows(target)};
+  const PlanContext context{kernels, options.threads, is_rows<T>(source), is_rows<T>(target)};
   const Algorithm algorithm = active_algorithm();
   std::array<int64_t, 30> key{int64_t(direction),
                               int64_t(sizeof(T)),

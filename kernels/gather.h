@@ -23,6 +23,17 @@ struct Gather {
   std::array<int64_t, 3> weight_tap, weight_kernel;     // strides and sizes of the kernel's axes
 };
 
+// Channels are neighbours and of the accumulating type: positions are rows that can be read or written in place.
+template <class T>
+bool is_rows(const View& v) {
+  return v.stride[1] == 1 && v.element_size() == int64_t(sizeof(T));
+}
+
+// The elements of a kernel lie side by side.
+inline bool has_dense_kernel(const Gather& g) {
+  return g.weight_tap[2] == 1 && g.weight_tap[1] == g.weight_kernel[2] && g.weight_tap[0] == g.weight_kernel[1] * g.weight_kernel[2];
+}
+
 // The same operation with its targets ordered another way.
 inline Gather with_axes(const Gather& g, const std::array<AxisPlan, 3>& axis) {
   return {g.batch, g.groups,       g.channels,       g.columns,       axis,         g.source,       g.weight, g.target,

@@ -56,7 +56,7 @@ bool Panels::kernels_at_once() const {
   };
   for (const PanelSet& set : sets_)
     if (set.phases.members.size() != 1 || !same_cut(set)) return false;
-  return g_.weight_tap[2] == 1 && g_.weight_tap[1] == g_.weight_kernel[2] && g_.weight_tap[0] == g_.weight_kernel[1] * g_.weight_kernel[2];
+  return has_dense_kernel(g_);
 }
 
 template <class T>

@@ -21,10 +21,10 @@ bool streams(const Gather& g) {
 
 constexpr int64_t kStackPhases = 16;
 
-// Elements of the accumulating type, channels neighbours.
+// Rows of more than one channel.
 template <class T>
 bool channels_last(const View& v) {
-  return v.stride[1] == 1 && v.stride[4] != 1 && v.element_size() == int64_t(sizeof(T));
+  return is_rows<T>(v) && v.stride[4] != 1;
 }
 
 }  // namespace

@@ -31,6 +31,7 @@ struct Volume {
   double terms = 1;     // products times their terms, all phases
   double products = 1;  // accumulators written
   double kinds = 1;     // transformed samples
+  double sums = 1;      // packed weights for one channel and column
 };
 
 Volume volume_of(const TransformedAxes& axes) {
@@ -41,6 +42,7 @@ Volume volume_of(const TransformedAxes& axes) {
     v.terms *= terms;
     v.products *= double(axis.products.size());
     v.kinds *= double(axis.kinds.size());
+    v.sums *= double(axis.terms());
   }
   return v;
 }
@@ -50,16 +52,21 @@ TransformedAxes transformed(const Gather& g, int mask) {
           mask & 4 ? paired_axis(g.axis[2]) : direct_axis(g.axis[2])};
 }
 
+// Products whose accumulators are kept at once: those of a phase of d and h, and all along w.
+int64_t products_at_once(const TransformedAxes& axes) {
+  int64_t products = int64_t(axes[2].products.size());
+  for (size_t a = 0; a < 2; ++a) {
+    size_t most = 0;
+    for (const auto& phase : axes[a].phases) most = std::max(most, phase.size());
+    products *= int64_t(most);
+  }
+  return products;
+}
+
 // Accumulators that one pass over the transformed samples fills: half of the cache, the samples have the rest.
 template <class T>
 int64_t tiles_at_once(const TwoTapPlan<T>& p, int64_t rows) {
-  int64_t products = int64_t(p.axes[2].products.size());
-  for (size_t a = 0; a < 2; ++a) {
-    size_t most = 0;
-    for (const auto& phase : p.axes[a].phases) most = std::max(most, phase.size());
-    products *= int64_t(most);
-  }
-  const int64_t bytes = products * rows * p.region.run * int64_t(sizeof(T));
+  const int64_t bytes = products_at_once(p.axes) * rows * p.region.run * int64_t(sizeof(T));
   return std::clamp<int64_t>(int64_t(cache_bytes()) / 2 / std::max<int64_t>(bytes, 1), 1, p.columns_cut);
 }
 
@@ -90,9 +97,7 @@ void price(TwoTapPlan<T>& p, const Gather& g, const TileKernels<T>& k, int threa
   const double vector_bytes = double(k.lanes) * sizeof(T);
   const double samples = v.kinds * double(g.channels) * run * sizeof(T);
   const double transform = samples / vector_bytes * kTransformedVector, sums = v.products * double(g.columns) * run * sizeof(T) / vector_bytes * kSharedVector;
-  double sums_of_taps = 1;
-  for (const TransformedAxis& a : p.axes) sums_of_taps *= double(a.terms());
-  const double panels = panel_cycles(double(g.columns * g.channels) * sums_of_taps * sizeof(T));
+  const double panels = panel_cycles(double(g.columns * g.channels) * v.sums * sizeof(T));
   // Samples that outgrow the cache are read anew for every pass over the columns.
   const double spill = samples > 0.7 * double(cache_bytes()) ? samples / 12 * double(ceil_div(p.columns_cut, p.tiles_at_once)) : 0;
   const int64_t tasks = p.region.tasks(g);
@@ -121,12 +126,7 @@ class TwoTapRun {
     ldc_ = ceil_div(p.region.run, k_.lanes) * k_.lanes + p.vectors * k_.lanes;  // a run may start anywhere
     int64_t widest = 0;
     for (size_t t = 0; t < cut.size(); t += size_t(p.tiles_at_once)) widest = std::max(widest, columns(t));
-    accumulators_ = widest * ldc_ * int64_t(p.axes[2].products.size());
-    for (size_t a = 0; a < 2; ++a) {
-      size_t most = 0;
-      for (const auto& phase : p.axes[a].phases) most = std::max(most, phase.size());
-      accumulators_ *= int64_t(most);
-    }
+    accumulators_ = widest * ldc_ * products_at_once(p.axes);
   }
 
   int64_t scratch_size() const { return odd_lines<T>(region_.size()) + std::max(accumulators_ + slack(k_), region_.scratch_size()); }
@@ -264,14 +264,13 @@ int two_tap_axes(const Gather& g) {
   const auto cycles = [&](int mask) {
     const TransformedAxes axes = transformed(g, mask);
     const Volume v = volume_of(axes);
-    double positions = 1, sums_of_taps = 1, kinds = v.kinds;
+    double positions = 1, kinds = v.kinds;
     for (const TransformedAxis& a : axes) {
       positions *= double(a.plan.positions);
-      sums_of_taps *= double(a.terms());
       kinds *= 1 + 0.25 * double(a.most_shift - a.least_shift);  // the halo of blocks some four positions long
     }
-    if (mask && sums_of_taps * double(g.groups * g.channels * g.columns) > kMostTwoTapPanel) return std::numeric_limits<double>::infinity();
-    return two_tap_cycles(v.terms, v.products, kinds, sums_of_taps, positions, double(g.channels), double(g.columns), mask != 0);
+    if (mask && v.sums * double(g.groups * g.channels * g.columns) > kMostTwoTapPanel) return std::numeric_limits<double>::infinity();
+    return two_tap_cycles(v.terms, v.products, kinds, v.sums, positions, double(g.channels), double(g.columns), mask != 0);
   };
   int best = 0;
   double least = cycles(0) / kTwoTapGain;

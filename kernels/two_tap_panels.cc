@@ -50,8 +50,7 @@ template <class T>
 void TwoTapPanels::pack_taps(T* to, const TileKernels<T>& k, int64_t group, const ColumnTile& tile, int64_t channel) const {
   const int64_t channels = std::min(chunk_, g_.channels - channel), volume = g_.weight_kernel[0] * g_.weight_kernel[1] * g_.weight_kernel[2];
   const void* const src = g_.weight.at(group * g_.weight_group + channel * g_.weight_channel + tile.begin * g_.weight_column);
-  const bool dense = g_.weight_tap[2] == 1 && g_.weight_tap[1] == g_.weight_kernel[2] && g_.weight_tap[0] == g_.weight_kernel[1] * g_.weight_kernel[2];
-  if (dense) {
+  if (has_dense_kernel(g_)) {
     std::vector<int64_t> element_offset(static_cast<size_t>(volume));
     for (int64_t e = 0; e < volume; ++e) element_offset[size_t(e)] = e * channels * tile.width;
     k.pack_kernels({to, src, g_.weight_channel, channels, g_.weight_column, tile.count, tile.width, volume, element_offset.data()}, g_.weight.dtype);
