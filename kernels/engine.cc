@@ -62,14 +62,14 @@ constexpr size_t kKeptPlans = 32;
 thread_local std::array<std::shared_ptr<const KeptPlan>, kKeptPlans> kept_plans;
 thread_local size_t next_plan = 0;
 
-Method method_by(Algorithm algorithm, const Gather& g) {
-  return algorithm == Algorithm::direct ? kDirect : algorithm == Algorithm::two_tap ? two_tap_everywhere(g) : two_tap_where_it_pays(g);
+Method method_by(Algorithm algorithm, const Gather& g, const Kernels& kernels) {
+  return algorithm == Algorithm::direct ? kDirect : algorithm == Algorithm::two_tap ? two_tap_everywhere(g) : two_tap_where_it_pays(g, kernels.f32.lanes);
 }
 
 template <class T>
 std::unique_ptr<Plan> choose(const Problem& p, const Gather& g, Direction direction, const Options& options, Algorithm algorithm, const PlanContext& context) {
   const Family family = options.family;
-  const Method method = family != Family::automatic ? kDirect : options.method ? *options.method : method_by(algorithm, g);
+  const Method method = family != Family::automatic ? kDirect : options.method ? *options.method : method_by(algorithm, g, context.kernels);
   if (method != kDirect) return plan_two_tap<T>(g, context, method);
   std::unique_ptr<Plan> best;
   const auto consider = [&](Family candidate, auto make) {
@@ -215,7 +215,7 @@ Method method_of(const Problem& p) {
   std::array<AxisPlan, 3> axis;
   for (size_t a = 0; a < 3; ++a) axis[a] = forward_axis(p.axis[a], a == 2);
   const View none{nullptr, DType::float32, {}};
-  return method_by(active_algorithm(), gather(p, Direction::forward, axis, none, none, none, nullptr));
+  return method_by(active_algorithm(), gather(p, Direction::forward, axis, none, none, none, nullptr), active_kernels());
 }
 
 void forward(const Problem& p, const View& x, const View& w, const View* bias, const View& y, const Options& options) {

@@ -83,8 +83,8 @@ std::unique_ptr<Plan> plan_channels(const Gather&, const PlanContext&);
 template <class T>
 std::unique_ptr<Plan> plan_phased(const Problem&, const Gather&, const PlanContext&);  // forward only
 
-// The two-tap method on the axes where it pays.
-Method two_tap_where_it_pays(const Gather&);
+// The two-tap method on the axes where it pays, on vectors of so many float32.
+Method two_tap_where_it_pays(const Gather&, int64_t lanes);
 // And wherever it applies.
 Method two_tap_everywhere(const Gather&);
 template <class T>

@@ -147,7 +147,8 @@ struct AxisPacking {
   }
 };
 
-inline AxisPacking axis_packing(const AxisPlan& plan, int64_t block) {
+// `apart`: each distinct tap has a segment of its own whatever the length.
+inline AxisPacking axis_packing(const AxisPlan& plan, int64_t block, bool apart) {
   std::map<int64_t, Segment> dense;
   std::set<std::pair<int64_t, int64_t>> sparse;
   for (const Phase& p : plan.phases)
@@ -163,7 +164,7 @@ inline AxisPacking axis_packing(const AxisPlan& plan, int64_t block) {
   // Taps further apart than all sparse segments together: also keeps the sum of a length near 2^63 from wrapping.
   const int64_t most = int64_t(sparse.size()) * block;
   const bool far = std::any_of(packing.segments.begin(), packing.segments.end(), [&](const Segment& s) { return s.extra > most; });
-  if (!far && packing.length(block) <= most) return packing;
+  if (!apart && !far && packing.length(block) <= most) return packing;
   packing.segments.clear();
   for (const auto& [phase, offset] : sparse) packing.segments.push_back({phase, offset, 0});
   return packing;

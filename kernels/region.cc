@@ -64,7 +64,7 @@ std::array<std::vector<int64_t>, 3> block_sizes(const Gather& g, int64_t lanes) 
 template <class T>
 void lay_out(RegionPlan& p, const Gather& g, const TileKernels<T>& k) {
   for (size_t a = 0; a < 3; ++a) {
-    p.packing[a] = axis_packing(g.axis[a], p.block[a]);
+    p.packing[a] = axis_packing(g.axis[a], p.block[a], a == 2 && p.taps_apart);
     p.blocks[a] = ceil_div(g.axis[a].positions, p.block[a]);
   }
   p.pitch = p.packing[2].longest(p.block[2]);
@@ -204,7 +204,7 @@ void Region<T>::store(const Block& b, const Phase& d, const Phase& h, int64_t ch
   if (columns > 1 && channels_last<T>(g_.target))
     store_positions(b, d, h, channel, columns, run, c, column_stride, phase_stride);
   else
-    for (int64_t m = 0; m < columns; ++m) store_rows(b, d, h, channel + m, run, c + m * column_stride, phase_stride);
+    store_rows(b, d, h, channel, columns, run, c, column_stride, phase_stride);
 }
 
 template <class T>
@@ -235,7 +235,8 @@ void Region<T>::store_positions(const Block& b, const Phase& d, const Phase& h, 
 }
 
 template <class T>
-void Region<T>::store_rows(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t run, const T* c, int64_t phase_stride) const {
+void Region<T>::store_rows(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
+                           int64_t phase_stride) const {
   const std::vector<Phase>& phases = g_.axis[2].phases;
   const size_t n = phases.size();
   int64_t firsts[kStackPhases], counts[kStackPhases], skipped[kStackPhases];
@@ -260,15 +261,17 @@ void Region<T>::store_rows(const Block& b, const Phase& d, const Phase& h, int64
   if (begin >= end) return;
   RowStore<T> job{nullptr, target.stride[4], g_.axis[1].target_step * target.stride[3], row_of, p_.pitch, first, count, int64_t(n), step, end - begin,
                   0,       stream_};
-  if (g_.bias) k_.load_run(&job.bias, 1, g_.bias->at(channel * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
-  const int64_t origin = b.image * target.stride[0] + channel * target.stride[1] + (h.first + (b.from[1] + begin) * g_.axis[1].target_step) * target.stride[3];
+  const int64_t origin = b.image * target.stride[0] + (h.first + (b.from[1] + begin) * g_.axis[1].target_step) * target.stride[3];
   const int64_t planes = p_.flat_depth ? b.size[0] : 1;
-  for (int64_t plane = 0; plane < planes; ++plane) {
-    const int64_t jd = b.from[0] + (p_.flat_depth ? plane : run);
-    if (jd < d.begin || jd >= d.count) continue;
-    for (size_t f = 0; f < n; ++f) row_of[f] = c + int64_t(f) * phase_stride + plane * p_.depth_stride + begin * p_.pitch + skip[f];
-    job.out = target.at(origin + (d.first + jd * g_.axis[0].target_step) * target.stride[2]);
-    k_.store_rows(job, target.dtype);
+  for (int64_t m = 0; m < columns; ++m) {
+    if (g_.bias) k_.load_run(&job.bias, 1, g_.bias->at((channel + m) * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
+    for (int64_t plane = 0; plane < planes; ++plane) {
+      const int64_t jd = b.from[0] + (p_.flat_depth ? plane : run);
+      if (jd < d.begin || jd >= d.count) continue;
+      for (size_t f = 0; f < n; ++f) row_of[f] = c + m * column_stride + int64_t(f) * phase_stride + plane * p_.depth_stride + begin * p_.pitch + skip[f];
+      job.out = target.at(origin + (channel + m) * target.stride[1] + (d.first + jd * g_.axis[0].target_step) * target.stride[2]);
+      k_.store_rows(job, target.dtype);
+    }
   }
 }
 

@@ -18,12 +18,15 @@ namespace tconv3d {
 struct RegionPlan {
   std::array<int64_t, 3> block{}, blocks{};
   std::array<AxisPacking, 3> packing;
+  bool taps_apart = false;  // a copy of the rows for each distinct tap along w, so that runs have no halo there
   bool flat_depth = false;  // planes of the block lie one behind the other for each channel: one run over all of them
   int64_t pitch = 0, depth_stride = 0, channel_stride = 0, segment_stride = 0, size = 0;
   int64_t run = 0;  // positions of one run
 
   int64_t runs() const { return flat_depth ? 1 : block[0]; }
-  std::string describe() const { return "blocks of " + by({block[0], block[1], block[2]}) + " positions, " + std::to_string(run) + " in a run"; }
+  std::string describe() const {
+    return "blocks of " + by({block[0], block[1], block[2]}) + " positions, " + std::to_string(run) + " in a run" + (taps_apart ? " without halo" : "");
+  }
   int64_t tasks(const Gather& g) const { return g.batch * g.groups * blocks[0] * blocks[1] * blocks[2]; }
 };
 
@@ -62,7 +65,8 @@ class Region {
              int64_t phase_stride) const;
 
  private:
-  void store_rows(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t run, const T* c, int64_t phase_stride) const;
+  void store_rows(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
+                  int64_t phase_stride) const;
   void store_positions(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
                        int64_t phase_stride) const;
   void pack_channels_last(const Block& b, T* region) const;
@@ -99,10 +103,12 @@ Plan best_blocks(const Gather& g, const TileKernels<T>& k, Price price) {
   for (int64_t w : sizes[2]) {
     for (int64_t h : sizes[1])
       for (int64_t d : sizes[0])
-        for (int flat = 0; flat <= (d > 1); ++flat) {
+        for (int layout = 0; layout < 4; ++layout) {
           Plan p;
           p.region.block = {d, h, w};
-          p.region.flat_depth = flat;
+          p.region.flat_depth = layout & 1;
+          p.region.taps_apart = layout & 2;
+          if (p.region.flat_depth && d == 1) continue;
           lay_out<T>(p.region, g, k);
           const bool smallest = d == sizes[0].back() && h == sizes[1].back() && w == sizes[2].back();
           if ((p.region.size * int64_t(sizeof(T)) > int64_t(cache_bytes()) || p.region.run > 8192) && !smallest) continue;

@@ -259,20 +259,29 @@ Method two_tap_everywhere(const Gather& g) {
   return method;
 }
 
-Method two_tap_where_it_pays(const Gather& g) {
+Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
   // A tile of few rows is bound by its loads, which the method does not save.
   constexpr int64_t kLeastColumns = 8;
   const Method most = g.columns < kLeastColumns ? kDirect : two_tap_everywhere(g);
   const auto cycles = [&](const Method& method) {
     const TransformedAxes axes = transformed(g, method);
     const Volume v = volume_of(axes);
-    double positions = 1, kinds = v.kinds;
-    for (const TransformedAxis& a : axes) {
-      positions *= double(a.plan.positions);
-      kinds *= 1 + 0.25 * double(a.most_shift - a.least_shift);  // the halo of blocks some four positions long
+    MethodWork work{v.terms, v.products, v.kinds, v.sums, 1, 1, 1, double(g.channels), double(g.columns)};
+    for (size_t a = 0; a < 3; ++a) {
+      const double halo = double(axes[a].most_shift - axes[a].least_shift), positions = double(axes[a].plan.positions);
+      work.positions *= positions;
+      work.kinds *= 1 + 0.25 * halo;  // of blocks some four positions long
+      if (a > 0) work.waste *= 1 + halo / std::min(positions, a == 2 ? 64.0 : 24.0);
     }
+    // Pairs along w are split row by row, on whole vectors; those along h make for blocks of few rows.
+    const int64_t width = axes[2].plan.positions;
+    if (axes[2].step == 2)
+      work.moves = 1.3 * double(ceil_div(width, lanes) * lanes) / double(width);
+    else if (axes[1].step == 2)
+      work.products *= 2;
+    if (method == kDirect) work.waste = std::min(work.waste, 1.05);  // its other families and layouts have no halo
     if (method != kDirect && v.sums * double(g.groups * g.channels * g.columns) > kMostTwoTapPanel) return std::numeric_limits<double>::infinity();
-    return two_tap_cycles(v.terms, v.products, kinds, v.sums, positions, double(g.channels), double(g.columns), method != kDirect);
+    return method_cycles(work, lanes);
   };
   Method best = kDirect;
   if (most == kDirect) return best;

@@ -77,10 +77,11 @@ def active_isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def restored_threads() -> Iterator[None]:
-    before = tconv3d.get_num_threads()
+def restored() -> Iterator[None]:
+    threads, algorithm = tconv3d.get_num_threads(), _core.active_algorithm()
     yield
-    tconv3d.set_num_threads(before)
+    tconv3d.set_num_threads(threads)
+    _core.set_algorithm(algorithm)
 
 
 def operands(case: Case, dtype: Any = np.float32) -> Operands:
@@ -171,6 +172,7 @@ def test_prepared_and_live_weights(active_isa: str, case: str, dtype: str) -> No
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
 def test_both_tile_families(active_isa: str, case: str, dtype: str) -> None:
     """The planner may lay the tile either way round, so the choice must not show."""
+    _core.set_algorithm("direct")  # the families are its own
     o = operands(CASES[case], DTYPES[dtype])
     g = o.geometry
     results: dict[str, tuple[np.ndarray, np.ndarray]] = {}

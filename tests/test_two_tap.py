@@ -205,8 +205,8 @@ def test_a_block_alone_has_the_bits_of_the_whole(seed: int, algorithm: str) -> N
     g = draw_geometry(rng)
     if seed % 2:  # a layer that takes the method by itself
         kernel, stride = ((4, 4, 4), (2, 2, 2)) if seed % 4 == 1 else ((3, 3, 3), (2, 2, 2))
-        g = Geometry((9, 11, 12), kernel, stride, (1, 1, 1), (1, 1, 1), (17, 20, 23), 1)
-    channels, columns = g.groups * np.array([64, 32] if seed % 2 else [9, 16])
+        g = Geometry((9, 11, 33), kernel, stride, (1, 1, 1), (1, 1, 1), (17, 20, 64), 1)
+    channels, columns = g.groups * np.array([128, 64] if seed % 2 else [9, 16])
     x = rng.standard_normal((2, channels, *g.input_size)).astype(np.float32)
     weight = rng.standard_normal((channels, columns // g.groups, *g.kernel_size)).astype(np.float32)
     bias = rng.standard_normal(columns).astype(np.float32)
