@@ -38,14 +38,13 @@ def size(rng: Random) -> Any:
     huge = rng.choice([2**16, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63), -(10**30)])
     number = rng.choice([small, small, huge])
     triple = [rng.randint(0, 4) for _ in range(3)]
-    return rng.choice(
-        [number, number, np.int64(small), np.int8(small), np.uint64(abs(small)), np.bool_(True), _Indexed(small)]
-        + [float(small), np.float32(small), float("nan"), float("inf"), 1j, Fraction(1, 2), True, False, None]
-        + ["2", "same", "valid", "", b"ab", tuple(triple), triple, np.array(triple), np.array(triple, float)]
-        + [(small,), (1, 2), (), [], (1, 1, 1, 1), (1, 2, 1, 0, 1, 2), (*triple, *triple), range(1, 4), iter(triple)]
-        + [((1,), 1, 1), (1, None, 1), (True, 1, 1), (1, True, 1), (1, 2.0, 1), (1, huge, 1), (huge,) * 3, (1, 1, -1)]
-        + [{1: 2}, {1, 2, 3}, object(), int, len, slice(3), Ellipsis, np.array(2), np.empty((0,)), [[1, 1, 1]]]
-    )
+    right = [number, number, np.int64(small), np.int8(small), np.uint64(abs(small)), np.bool_(True), _Indexed(small)]
+    scalars = [float(small), np.float32(small), float("nan"), float("inf"), 1j, Fraction(1, 2), True, False, None]
+    sequences = ["2", "same", "valid", "", b"ab", tuple(triple), triple, np.array(triple), np.array(triple, float)]
+    sequences += [(small,), (1, 2), (), [], (1,) * 4, (1, 2, 1, 0, 1, 2), (*triple, *triple), range(1, 4), iter(triple)]
+    sequences += [((1,), 1, 1), (1, None, 1), (True, 1, 1), (1, True, 1), (1, 2.0, 1), (1, huge, 1), (huge,) * 3]
+    odd = [{1: 2}, {1, 2, 3}, object(), int, len, slice(3), ..., np.array(2), np.empty((0,)), [[1] * 3], (1, 1, -1)]
+    return rng.choice([*right, *scalars, *sequences, *odd])
 
 
 def integers(rng: Random, shape: tuple[int, ...], dtype: Any) -> Array:

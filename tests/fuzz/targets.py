@@ -370,15 +370,5 @@ def settings(rng: Random) -> Call:
     return Call(f"tconv3d {arguments!r}"[:300], run, judge_code)
 
 
-NUMPY = [
-    forward,
-    forward,
-    forward,
-    gradients,
-    gradients,
-    prepared,
-    pytorch_layer,
-    mindspore_layer,
-    initializers,
-    settings,
-]
+_PARTS = [prepared, pytorch_layer, mindspore_layer, initializers, settings]
+NUMPY = [forward, forward, forward, gradients, gradients, *_PARTS]
