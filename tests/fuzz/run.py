@@ -17,12 +17,14 @@ import subprocess
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
+from typing import Any
 
 _MEMORY = 3 << 30
-_SECONDS_A_CALL = 10  # then a signal ends the call, as Ctrl-C would
+_SECONDS_A_CALL = 2  # then a signal ends the call, as Ctrl-C would
 _SECONDS_TO_HANG = 120
 _MOST_SHOWN = 20
 
@@ -62,6 +64,8 @@ def _run_child(seed: int, first: int, end: int, counts: Counter[str]) -> tuple[i
                     reached = int(rest)
                 elif kind in ("answered", "refused", "stopped", "wrong"):
                     counts[kind] += 1
+                    if kind == "stopped":
+                        print(f"stopped after {_SECONDS_A_CALL} s: {rest}")
                     if kind == "wrong":
                         print(f"WRONG: {_repeat(seed, reached)}\n  {rest.rstrip()}", flush=True)
                 else:
@@ -94,22 +98,29 @@ def _one(seed: int, number: int, targets: list) -> str:
     rng = Random(f"{seed}:{number}")
     call = rng.choice(targets)(rng)
     try:
-        signal.alarm(_SECONDS_A_CALL)
-        found = call.run()
-        signal.alarm(0)
-        call.judge(found)
+        call.judge(_within_time(call.run))
         return "answered"
     except Wrong as wrong:
         return f"wrong {wrong}: {call.text}"
     except OutOfTime:
-        return "stopped"
+        return f"stopped {call.text}"
     except call.refusals as error:
         if call.spoiled and (str(error) or isinstance(error, MemoryError)):
             return "refused"
         return f"wrong {type(error).__name__}, {error}: {call.text}{_place(error)}".replace("\n", " ")
     except Exception as error:
         return f"wrong {type(error).__name__}, {error}: {call.text}{_place(error)}".replace("\n", " ")
-    finally:
+
+
+def _within_time(run: Callable[[], Any]) -> Any:
+    """The result of a call, or OutOfTime."""
+    try:
+        signal.alarm(_SECONDS_A_CALL)
+        try:
+            return run()
+        finally:
+            signal.alarm(0)
+    finally:  # once more: the alarm may have rung on the way out
         signal.alarm(0)
 
 
