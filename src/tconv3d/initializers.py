@@ -72,12 +72,13 @@ class Initializer:
 
     def __post_init__(self) -> None:
         """Refuse, with TypeError, what is no number where a law takes one: its formula would fail much later."""
-        for field in fields(self) if is_dataclass(self) else ():
-            kind = {"float": Real, "int": Integral}.get(str(field.type))
-            value = getattr(self, field.name)
+        annotations: dict[str, Any] = {each.name: each.type for each in fields(self)} if is_dataclass(self) else {}
+        for name, annotation in annotations.items():
+            kind = {"float": Real, "int": Integral}.get(str(annotation))
+            value = getattr(self, name)
             if kind is not None and not isinstance(value, kind):
                 rule = "it must be an integer" if kind is Integral else "it must be a real number"
-                raise TypeError(describe(field.name, value, rule, "pass a number"))
+                raise TypeError(describe(name, value, rule, "pass a number"))
 
     def draw(self, shape: tuple[int, ...], real: type[np.floating[Any]], rng: np.random.Generator) -> Array:
         """Return an array of this shape and of the real type float32 or float64."""
