@@ -42,10 +42,9 @@ def main() -> int:
                 changed += sum(a != b for a, b in zip(found, expected, strict=True))
             held = _resident()
             sizes.append(_resident_without_idle())
-            minutes, mebibytes = (time.monotonic() - start) / 60, [size / 2**20 for size in (held, sizes[-1])]
-            print(
-                "{:6.1f} min  {:9d} calls  {:8.1f} MiB, {:8.1f} without idle memory".format(minutes, calls, *mebibytes)
-            )
+            minutes = (time.monotonic() - start) / 60
+            memory = f"{held / 2**20:8.1f} MiB, {sizes[-1] / 2**20:8.1f} without idle memory"
+            print(f"{minutes:6.1f} min  {calls:9d} calls  {memory}", flush=True)
     half = len(sizes) // 2
     growth = max(sizes[half:]) - max(sizes[:half], default=sizes[0])
     print(f"{calls} calls, {changed} results changed, second half beside the first: {growth / 2**20:+.1f} MiB")

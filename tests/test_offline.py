@@ -9,7 +9,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 # Before anything else is imported: connections, name look-ups and sends end in an error that nobody catches by chance.
 SITECUSTOMIZE = """
@@ -32,6 +34,7 @@ COMMANDS = [
     ["verify", LAYER, LAYER, "--input", "1,2,3,4,5"],
     ["migrate", "source.py", "--to", "mindspore", "--diff"],
     ["bench", "--layer", LAYER, "--input", "1,2,3,4,5", "--rounds", "1", "--engines", "tconv3d,tconv3d_live"],
+    ["convert", "up.safetensors", "up.ckpt"],
     ["demo"],
 ]
 
@@ -51,9 +54,8 @@ def test_the_guard_sees_a_connection(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_every_command_runs_offline(command: list[str], tmp_path: Path) -> None:
-    (tmp_path / "source.py").write_text(
-        "from torch import nn\n\nup = nn.ConvTranspose3d(2, 3, 4, stride=2, padding=1)\n"
-    )
+    (tmp_path / "source.py").write_text(f"from torch import nn\n\nup = {LAYER}\n")
+    save_file({"weight": np.ones((2, 3, 3, 3, 3), np.float32)}, tmp_path / "up.safetensors")
     done = run(tmp_path, "-m", "tconv3d", *command)
     assert done.returncode == 0, done.stderr
     assert "NetworkUsed" not in done.stderr + done.stdout
@@ -66,7 +68,10 @@ import importlib, pkgutil, tconv3d
 absent = {[name for name in ("torch", "mindspore", "dask") if find_spec(name) is None]}
 for module in pkgutil.walk_packages(tconv3d.__path__, "tconv3d.", onerror=lambda name: None):
     if module.name.split(".")[1] not in (*absent, "__main__"):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:  # what an extra brings that is not installed here
+            assert not error.name.startswith("tconv3d"), error
 """
     done = run(tmp_path, "-c", program)
     assert done.returncode == 0, done.stderr
