@@ -15,7 +15,7 @@ DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float32, np.float64, np
 _OTHER_DTYPES = ["?", "i1", "u2", "i4", "u8", "g", "O", "U3", "S2", "M8[s]", "m8[s]", "V4", "i4,f4", ">f4", "<c16"]
 _OTHER_DTYPES += [ml_dtypes.float8_e4m3fn, ml_dtypes.int4]
 # Axes this long hold no memory where every step between their elements is 0.
-_LONG = [2**20, 2**31 - 1, 2**31, 2**40, 2**52, 2**59]
+_LONG = [2**31 - 1, 2**31, 2**40, 2**52, 2**59]
 
 
 class _Indexed:
