@@ -10,10 +10,11 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
-from engines import FORWARD
 from rich.console import Console
 from rich.table import Table
 from workloads import Workload, load
+
+from tconv3d.bench.engines import FORWARD
 
 MEBIBYTE = 2**20
 

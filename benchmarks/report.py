@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from engines import OURS
-from race import Row
 from rich.console import Console
 from rich.table import Table
-from workloads import Rates, Workload
+
+from tconv3d.bench.engines import LABELS, OURS
+from tconv3d.bench.race import Row
+from tconv3d.bench.workload import Rates, Workload
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- speed:begin (written by benchmarks/run.py --readme) -->", "<!-- speed:end -->"
@@ -28,15 +29,6 @@ _README_LAYERS = {
     "3dgan_l2": "3D-GAN, 512 → 256, k4 s2",
     "pix2vox_l1": "Pix2Vox, 2048 → 512, k4 s2",
     "kb_l2_78": "KernelBench, 32 → 64, k5 s2",
-}
-_LABELS = {
-    "tconv3d": "tconv3d, weights prepared",
-    "tconv3d_live": "tconv3d",
-    "torch": "PyTorch",
-    "torch_cl": "PyTorch, channels_last_3d",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "mindspore": "MindSpore",
 }
 
 
@@ -160,13 +152,13 @@ def readme_block(run: Run) -> str:
         "",
         "| engine | layers | share of the roof | worst | times faster than PyTorch | worst |",
         "|---|--:|--:|--:|--:|--:|",
-        *(f"| {_LABELS[engine]} | {' | '.join(_engine_figures(run, engine))} |" for engine in run.engines),
+        *(f"| {LABELS[engine]} | {' | '.join(_engine_figures(run, engine))} |" for engine in run.engines),
     ]
     shown = [row for row in run.rows if row.name in _README_LAYERS]
     if shown:
         lines += [
             "",
-            f"| milliseconds | {' | '.join(_LABELS[engine] for engine in run.engines)} |",
+            f"| milliseconds | {' | '.join(LABELS[engine] for engine in run.engines)} |",
             f"|---|{'--:|' * len(run.engines)}",
             *(
                 f"| {_README_LAYERS[row.name]} | {' | '.join(_milliseconds(row, engine) for engine in run.engines)} |"

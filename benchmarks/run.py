@@ -43,9 +43,10 @@ def main() -> int:
     if options.json:
         run.write(options.json)
     if options.plot:
-        import plot
+        from tconv3d.bench.roofline import roofline
 
-        plot.roofline(run, options.plot)
+        title = f"{'training step' if run.train else 'forward'}, float32; {run.machine}"
+        roofline(run.rows, run.rates, title, options.plot)
     if options.readme:
         report.write_readme(run)
     return int(any(row.wrong for row in run.rows))
@@ -53,12 +54,12 @@ def main() -> int:
 
 def _race(console, layers, options):
     """Run the race and show the table as it grows."""
-    import race
     import report
     import torch
     from rich.live import Live
 
     from tconv3d import _engine
+    from tconv3d.bench import race
 
     torch.set_num_threads(options.threads)
     engines = _installed(options.engines, options.train)
@@ -77,7 +78,7 @@ def _race(console, layers, options):
 
 def _installed(wanted: str | None, train: bool) -> list[str]:
     """The engines asked for, or all; those whose packages are missing are named and left out."""
-    from engines import FORWARD, TRAIN, missing_packages
+    from tconv3d.bench.engines import FORWARD, TRAIN, missing_packages
 
     known = TRAIN if train else FORWARD
     names = wanted.split(",") if wanted else list(known)

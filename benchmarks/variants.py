@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from race import seconds_of
 from report import geometric_mean
 from rich.console import Console
 from rich.table import Table
-from workloads import Operands, Workload
 
 import tconv3d
+from tconv3d.bench.race import seconds_of
+from tconv3d.bench.workload import Operands, Workload
 
 _ROUNDS = 5
 # A layer is bound by its arithmetic, and fit to show threads, from this many operations a byte on.

@@ -1,40 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers to time, their operands, and the least time that this machine could need for them."""
+"""Layers of real networks, as `workloads.json` records them."""
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
+from tconv3d.bench import workload as bench
 from tconv3d.geometry import Geometry
 
 FILE = Path(__file__).with_name("workloads.json")
-_FLOAT32 = 4
-
-
-class Operands(NamedTuple):
-    """float32 arrays of one layer; `grad` is a gradient of its output."""
-
-    x: np.ndarray
-    weight: np.ndarray
-    bias: np.ndarray
-    grad: np.ndarray
-
-
-class Rates(NamedTuple):
-    """What this run measured: floating-point operations a second of a large sgemm, bytes a second of a large copy."""
-
-    sgemm: float
-    copy: float
 
 
 @dataclass(frozen=True)
-class Workload:
+class Workload(bench.Workload):
     """One layer of a real network, as `workloads.json` records it."""
 
     name: str
@@ -64,18 +45,6 @@ class Workload:
         }
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (self.batch, self.in_channels, *self.input_spatial)
-
-    @property
-    def weight_shape(self) -> tuple[int, ...]:
-        return (self.in_channels, self.out_channels // self.groups, *self.kernel)
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        return (self.batch, self.out_channels, *self.geometry.output_size)
-
-    @property
     def geometry(self) -> Geometry:
         axes = zip(
             self.input_spatial, self.stride, self.padding, self.dilation, self.kernel, self.output_padding, strict=True
@@ -83,30 +52,6 @@ class Workload:
         output = tuple((n - 1) * s - 2 * p + d * (k - 1) + extra + 1 for n, s, p, d, k, extra in axes)
         per_axis = self.input_spatial, self.kernel, self.stride, self.dilation, self.padding, output
         return Geometry(*map(tuple, per_axis), self.groups)
-
-    def flops(self, train: bool) -> int:
-        """Two for each multiply-add that reaches the output; a training step has three such passes."""
-        forward = 2 * self.geometry.multiply_adds(self.batch, self.in_channels, self.out_channels)
-        return 3 * forward if train else forward
-
-    def bytes(self, train: bool) -> int:
-        """Input, weight and output once each, in float32; three times in a training step."""
-        elements = sum(math.prod(shape) for shape in (self.input_shape, self.weight_shape, self.output_shape))
-        return _FLOAT32 * elements * (3 if train else 1)
-
-    def roof(self, rates: Rates, train: bool) -> float:
-        """Seconds that no direct method can beat: arithmetic at the sgemm rate or memory at the copy rate."""
-        return max(self.flops(train) / rates.sgemm, self.bytes(train) / rates.copy)
-
-    def operands(self) -> Operands:
-        """Random data, the same in every run."""
-        rng = np.random.default_rng(0)
-        return Operands(
-            rng.standard_normal(self.input_shape, np.float32),
-            rng.standard_normal(self.weight_shape, np.float32) * np.float32(0.05),
-            rng.standard_normal(self.out_channels, np.float32),
-            rng.standard_normal(self.output_shape, np.float32),
-        )
 
 
 def load(path: Path = FILE, only: list[str] | None = None) -> list[Workload]:

@@ -8,6 +8,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cxxabi.h>
+#include <unistd.h>
+
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -65,20 +68,44 @@ Problem problem_of(const X& x, const W& w, const Y& y, const Sizes& stride, cons
   return p;
 }
 
+// Takes the GIL by `take`. While the interpreter ends, Python before 3.14 ends a daemon thread that asks for it by pthread_exit, whose unwinding
+// through C++ is std::terminate for the whole process: such a thread stays here until the process is gone.
+template <class F>
+void acquire_gil(F take) {
+#if defined(__GLIBCXX__)
+  try {
+    take();
+  } catch (abi::__forced_unwind&) {
+    for (;;) ::pause();
+  }
+#else
+  take();
+#endif
+}
+
 // Ctrl-C: Python's signal handlers run between tasks, on the thread that called.
 bool signalled() {
-  nb::gil_scoped_acquire gil;
-  return PyErr_CheckSignals() != 0;
+  PyGILState_STATE state;
+  acquire_gil([&] { state = PyGILState_Ensure(); });
+  const bool stop = PyErr_CheckSignals() != 0;
+  PyGILState_Release(state);
+  return stop;
 }
 
 template <class F>
 void without_gil(F f) {
+  PyThreadState* const thread = PyEval_SaveThread();
+  const auto restore = [&] { acquire_gil([&] { PyEval_RestoreThread(thread); }); };
   try {
-    nb::gil_scoped_release release;
     f();
   } catch (const Interrupted&) {
+    restore();
     throw nb::python_error();
+  } catch (...) {
+    restore();
+    throw;
   }
+  restore();
 }
 
 Options options_of(int threads, Family family, PackedPanels* packed) {

@@ -162,6 +162,11 @@ void run(const Problem& p, Direction direction, const View& source, const View& 
 }
 
 void run(const Problem& p, Direction direction, const View& source, const View& w, const View& target, const View* bias, const Options& options) {
+  // Nothing to write. The other axes may then be longer than any plan could list.
+  const bool forward = direction == Direction::forward;
+  if (p.batch == 0 || (forward ? p.out_channels : p.in_channels) == 0) return;
+  for (const Axis& a : p.axis)
+    if ((forward ? a.output : a.input) == 0) return;
   if (source.dtype == DType::float64)
     run<double>(p, direction, source, w, target, bias, options);
   else

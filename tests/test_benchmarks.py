@@ -15,6 +15,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from tconv3d.bench import engines, race
+from tconv3d.bench.workload import Rates
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -22,7 +25,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The modules of benchmarks/ by attribute; they import each other as a script's neighbors do."""
     monkeypatch.syspath_prepend(FOLDER)
-    names = ("workloads", "engines", "race", "report")
+    names = ("workloads", "report")
     modules = ModuleType("benchmarks")
     for name in names:
         setattr(modules, name, importlib.import_module(name))
@@ -73,16 +76,16 @@ def test_every_recorded_layer_is_readable(module: ModuleType) -> None:
 def test_engines_agree_and_a_wrong_one_is_seen(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch, train: bool
 ) -> None:
-    engines = module.engines.TRAIN if train else module.engines.FORWARD
-    ours = engines["tconv3d"]
+    known = engines.TRAIN if train else engines.FORWARD
+    ours = known["tconv3d"]
 
     def wrong(*arguments: object):
         return lambda: tuple(result + np.float32(0.01) for result in ours(*arguments)())
 
-    monkeypatch.setitem(engines, "wrong", wrong)
+    monkeypatch.setitem(known, "wrong", wrong)
     names = ["tconv3d", "torch", "torch_cl", "wrong"]
-    rates = module.workloads.Rates(1e11, 1e10)
-    (row,) = module.race.race([tiny(module)], names, rates, threads=1, rounds=1, budget=1.0, train=train)
+    rates = Rates(1e11, 1e10)
+    (row,) = race.race([tiny(module)], names, rates, threads=1, rounds=1, budget=1.0, train=train)
     assert row.wrong == ["wrong"]
     assert set(row.seconds) == set(names)
     assert row.roof == max(row.gflop * 1e9 / rates.sgemm, row.gflop * 1e9 / row.intensity / rates.copy)

@@ -105,8 +105,29 @@ class PreparedWeight:
         self._core_weight = (
             _real_weight(self._weight, groups) if self._weight.dtype.kind == "c" else _addressable(self._weight)
         )
-        self.packed = _core.PackedPanels()
-        self.stride, self.dilation, self.groups = stride, dilation, groups
+        self._packed = _core.PackedPanels()
+        self._packing = stride, dilation, groups
+
+    # Read-only: panels that were packed for one stride are wrong for another.
+    @property
+    def packed(self) -> Any:
+        """The panels themselves, as the extension takes them."""
+        return self._packed
+
+    @property
+    def stride(self) -> Triple:
+        """Stride that calls must repeat."""
+        return self._packing[0]
+
+    @property
+    def dilation(self) -> Triple:
+        """Dilation that calls must repeat."""
+        return self._packing[1]
+
+    @property
+    def groups(self) -> int:
+        """Groups that calls must repeat."""
+        return self._packing[2]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,7 +149,7 @@ class PreparedWeight:
         return f"PreparedWeight(shape={self.shape}, dtype={self.dtype}, {packing})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PreparedWeight, (self._weight, self.stride, self.dilation, self.groups)
+        return PreparedWeight, (self._weight, *self._packing)
 
 
 def method_of(input_shape: tuple[int, ...], weight_shape: tuple[int, ...], geometry: Geometry, dtype: Dtype) -> Triple:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .commands import CommandError, convert, demo, explain, info, migrate, verify
+from .commands import CommandError, bench, convert, demo, explain, info, migrate, verify
 
 _EXIT_BAD_REQUEST = 2  # as argparse's own
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -112,6 +112,23 @@ def _parser() -> argparse.ArgumentParser:
             )
         )
     )
+
+    command = commands.add_parser("bench", help="your layers, or those of your model, against what else is installed")
+    command.add_argument("--layer", action="append", default=[], metavar="CALL", help="a layer call; may be repeated")
+    command.add_argument("--model", metavar="FILE.py:NAME", help="or pkg.mod:name, a PyTorch model; its code is run")
+    command.add_argument("--input", required=True, metavar="N,C,D,H,W", help="shape of the layers' or model's input")
+    command.add_argument("--dtype", choices=bench.DTYPES, help="element type (default: the layer's own)")
+    command.add_argument("--threads", type=int, metavar="N", help="threads of every engine (default: tconv3d's own)")
+    command.add_argument("--rounds", type=int, default=7, metavar="N", help="runs of each engine (default: 7)")
+    command.add_argument("--engines", metavar="NAME,..", help="some of those that are known (default: all)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    command.add_argument("--plot", type=Path, metavar="PNG", help="draw the roofline")
+    command.set_defaults(
+        run=lambda options: bench.run(
+            options.layer, options.model, options.input, options.dtype, options.threads, options.rounds,
+            options.engines, options.json, options.plot,
+        )
+    )  # fmt: skip
 
     command = commands.add_parser("info", help="version, instruction sets, threads, frameworks found")
     command.set_defaults(run=lambda options: info.run())

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from numbers import Number
+from dataclasses import dataclass, fields, is_dataclass
+from numbers import Integral, Number, Real
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,16 @@ class Initializer:
         return result
 
     is_random = True
+
+    def __post_init__(self) -> None:
+        """Refuse, with TypeError, what is no number where a law takes one: its formula would fail much later."""
+        annotations: dict[str, Any] = {each.name: each.type for each in fields(self)} if is_dataclass(self) else {}
+        for name, annotation in annotations.items():
+            kind = {"float": Real, "int": Integral}.get(str(annotation))
+            value = getattr(self, name)
+            if kind is not None and not isinstance(value, kind):
+                rule = "it must be an integer" if kind is Integral else "it must be a real number"
+                raise TypeError(describe(name, value, rule, "pass a number"))
 
     def draw(self, shape: tuple[int, ...], real: type[np.floating[Any]], rng: np.random.Generator) -> Array:
         """Return an array of this shape and of the real type float32 or float64."""
@@ -321,6 +331,7 @@ class VarianceScaling(Initializer):
     distribution: str = "truncated_normal"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.scale > 0:
             raise ValueError(describe("scale", self.scale, "it must be positive", "use 1.0"))
         if self.distribution not in _DISTRIBUTIONS:
@@ -344,6 +355,10 @@ class Given(Initializer):
     """
 
     array: Array
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.array, np.ndarray):
+            raise TypeError(describe("the given array", self.array, "it must be a NumPy array", "use numpy.asarray"))
 
     def __call__(self, shape: Sequence[int], dtype: np.dtype[Any], rng: np.random.Generator) -> Array:
         """Return the copy; dtype and generator are ignored."""

@@ -107,10 +107,9 @@ def _taps(geometry: Geometry) -> Iterator[tuple[Triple, Slices, Slices]]:
 
 
 def _axis_slices(geometry: Geometry, axis: int, tap: int) -> tuple[slice, slice]:
-    stride = geometry.stride[axis]
-    offset = tap * geometry.dilation[axis] - geometry.crop_front[axis]
-    inside = [i for i in range(geometry.input_size[axis]) if 0 <= i * stride + offset < geometry.output_size[axis]]
-    if not inside:
+    stride, size, out = geometry.stride[axis], geometry.input_size[axis], geometry.output_size[axis]
+    offset = tap * geometry.dilation[axis] - geometry.crop_front[axis]  # sample i lands on i * stride + offset
+    first, past = max(0, -(offset // stride)), min(size, (out - 1 - offset) // stride + 1)
+    if first >= past:
         return slice(0, 0), slice(0, 0)
-    first, last = inside[0], inside[-1]
-    return slice(first, last + 1), slice(first * stride + offset, last * stride + offset + 1, stride)
+    return slice(first, past), slice(first * stride + offset, (past - 1) * stride + offset + 1, stride)

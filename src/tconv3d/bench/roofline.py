@@ -3,30 +3,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from report import Run
+
+from .race import Row
+from .workload import Rates
 
 
-def roofline(run: Run, path: Path) -> None:
+def roofline(rows: Sequence[Row], rates: Rates, title: str, path: Path) -> None:
     """Draw the rate of each layer over its operations per byte, under the roof of this run's sgemm and copy rates."""
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure: Any = import_module("matplotlib.figure").Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
-    reach = [row.intensity for row in run.rows]
+    reach = [row.intensity for row in rows]
     intensity = np.geomspace(min(reach) / 1.5, max(reach) * 1.5, 200)
-    roof = np.minimum(run.rates.sgemm, intensity * run.rates.copy) / 1e9
+    roof = np.minimum(rates.sgemm, intensity * rates.copy) / 1e9
     axes.plot(intensity, roof, color="black", label="roof: sgemm and copy rates")
-    for number, engine in enumerate(run.engines):
-        points = [(row.intensity, row.gflop / row.seconds[engine]) for row in run.rows if engine in row.seconds]
+    for number, engine in enumerate(dict.fromkeys(engine for row in rows for engine in row.seconds)):
+        points = [(row.intensity, row.gflop / row.seconds[engine]) for row in rows if engine in row.seconds]
         axes.scatter(*zip(*points, strict=True), s=22, alpha=0.8, color=f"C{number}", label=engine)
     axes.set(
         xscale="log",
         yscale="log",
         xlabel="floating-point operations per byte of input, weight and output",
         ylabel="GFLOP/s",
-        title=f"{'training step' if run.train else 'forward'}, float32; {run.machine}",
+        title=title,
     )
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(fontsize="small")
