@@ -83,12 +83,12 @@ std::unique_ptr<Plan> plan_channels(const Gather&, const PlanContext&);
 template <class T>
 std::unique_ptr<Plan> plan_phased(const Problem&, const Gather&, const PlanContext&);  // forward only
 
-// The axes on which the two-tap method pays, a bit for each (1 for d, 2 for h, 4 for w); 0: none.
-int two_tap_axes(const Gather&);
-// The axes on which it applies at all.
-int most_two_tap_axes(const Gather&);
+// The two-tap method on the axes where it pays.
+Method two_tap_where_it_pays(const Gather&);
+// And wherever it applies.
+Method two_tap_everywhere(const Gather&);
 template <class T>
-std::unique_ptr<Plan> plan_two_tap(const Gather&, const PlanContext&, int axes);
+std::unique_ptr<Plan> plan_two_tap(const Gather&, const PlanContext&, const Method&);
 
 // "4 x 8 x 32"
 inline std::string by(std::initializer_list<int64_t> sizes) {
