@@ -20,6 +20,8 @@
 #include <system_error>
 #include <thread>
 
+#include "openmp.h"
+
 namespace tconv3d {
 
 namespace {
@@ -146,6 +148,32 @@ std::atomic<Pool*> pool{nullptr};
 // be held by threads that no longer exist.
 void new_pool() { pool.store(new Pool); }
 
+void start_over_in_child() {
+  forget_openmp();
+  new_pool();
+}
+
+// Tasks of `job` on the team that the process has; the calling thread is its worker 0.
+bool run_on_team(Job& job, int threads, const std::function<void()>& own) {
+  struct Shared {
+    Job& job;
+    const std::function<void()>& own;
+  } shared{job, own};
+  return run_on_openmp_team(
+      threads,
+      [](void* data) {
+        const Shared& s = *static_cast<Shared*>(data);
+        const int worker = openmp_worker();
+        if (worker == 0) return s.own();
+        const FloatMode mode = float_mode();
+        set_float_mode(s.job.mode);
+        while (s.job.run_one(worker)) {
+        }
+        set_float_mode(mode);
+      },
+      &shared);
+}
+
 int quota_processors() {
   std::FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r");
   if (!f) return kMaxThreads;
@@ -178,7 +206,7 @@ std::atomic<int> thread_count{0};
 
 void start_pool() {
   new_pool();
-  pthread_atfork(nullptr, nullptr, new_pool);
+  pthread_atfork(nullptr, nullptr, start_over_in_child);
 }
 
 int get_num_threads() {
@@ -212,10 +240,10 @@ void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t, 
   threads = int(std::min<int64_t>(threads, tasks));
   Pool* const workers = pool.load();
   std::unique_lock<std::mutex> lock(workers->callers, std::defer_lock);
-  if (threads > 1 && lock.try_lock())
-    workers->run(job, threads, own);
-  else
+  if (threads == 1 || !lock.try_lock())
     own();
+  else if (!run_on_team(job, threads, own))
+    workers->run(job, threads, own);
   if (job.error) std::rethrow_exception(job.error);
   if (interrupted) throw Interrupted{};
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A persistent pool: short spin, then sleep. Not OpenMP: after libgomp ran in a parent, a forked child hangs in it.
+// The OpenMP team of a framework, where the process has one of the right size (openmp.h), else a persistent pool: short spin, then sleep. Not
+// OpenMP alone: after libgomp ran in a parent, a forked child hangs in it.
 #pragma once
 
 #include <cstdint>
