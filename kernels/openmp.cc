@@ -24,17 +24,16 @@ std::atomic<int (*)()> max_threads{nullptr}, thread_number{nullptr};
 
 }  // namespace
 
-bool run_on_openmp_team(int threads, void (*fn)(void*), void* data) {
+bool has_openmp_team(int threads) {
   if (forgotten.load(std::memory_order_relaxed)) return false;
   const auto most = visible("omp_get_max_threads", max_threads);
-  const auto run = visible("GOMP_parallel", parallel);
   // Another size would end threads of the team and start them again: 30 us and more.
-  if (!most || !run || !visible("omp_get_thread_num", thread_number) || most() != threads) return false;
-  run(fn, data, unsigned(threads), 0);
-  return true;
+  return visible("GOMP_parallel", parallel) && visible("omp_get_thread_num", thread_number) && most && most() == threads;
 }
 
-int openmp_worker() { return thread_number.load(std::memory_order_relaxed)(); }
+void run_on_openmp_team(int threads, void (*fn)(void*), void* data) { parallel.load()(fn, data, unsigned(threads), 0); }
+
+int openmp_worker() { return thread_number.load()(); }
 
 void forget_openmp() { forgotten = true; }
 

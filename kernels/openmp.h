@@ -5,9 +5,12 @@
 
 namespace tconv3d {
 
-// Runs fn(data) on the calling thread's team and returns true, if the process shows a libgomp to everybody (PyTorch does) and it would take just
-// `threads` threads. Never in a forked child, whose parent's team hangs.
-bool run_on_openmp_team(int threads, void (*fn)(void*), void* data);
+// Does the process show a libgomp to everybody (PyTorch does), and would the calling thread's team have just so many threads? Never in a forked child:
+// it would wait for its parent's threads.
+bool has_openmp_team(int threads);
+
+// Runs fn(data) on every thread of that team.
+void run_on_openmp_team(int threads, void (*fn)(void*), void* data);
 
 // The calling thread's number in the team that runs it.
 int openmp_worker();

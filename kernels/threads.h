@@ -17,6 +17,9 @@ void set_num_threads(int n);
 // Makes the pool and its fork handler; called once, when the library is loaded.
 void start_pool();
 
+// Would so many threads be those of a framework's OpenMP team? They are awake right after its operators.
+bool has_team(int threads);
+
 struct Interrupted {};  // thrown when the stop callback of parallel_for returned true
 
 // Runs body(task, worker) for 0 <= task < tasks, 0 <= worker < threads, tasks handed out in order. `stop` is polled by the calling
