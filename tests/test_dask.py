@@ -254,6 +254,7 @@ def test_chosen_chunks_follow_the_input_and_the_limit() -> None:
     assert all(whole % part == 0 for whole, part in zip(lazy.chunksize, small.chunksize, strict=True))
     assert (1 << 17) < 4 * np.prod(small.chunksize) < (1 << 20)
     with dask.config.set({"array.chunk-size": "1B"}):  # nothing fits: the smallest blocks there are
+        x = da.ones((1, 4, 5, 5, 5), dtype=np.float32)
         assert tconv3d.dask.conv_transpose3d(x, weight, stride=2).chunksize == (1, 8, 2, 2, 2)
 
 

@@ -184,7 +184,7 @@ def fitting_edge(geometry: Geometry, largest: Triple, memory: int, input_bytes: 
 
     >>> g = Geometry((64, 64, 64), (4, 4, 4), (2, 2, 2), (1, 1, 1), (1, 1, 1), (128, 128, 128), groups=1)
     >>> fitting_edge(g, (64, 64, 64), 1 << 18, 4, 4)
-    (32, 32, 44)
+    (32, 32, 32)
     """
     edge, parts = [max(1, length) for length in largest], [1, 1, 1]
     while _bytes_of_block(geometry, edge, input_bytes, output_bytes) > memory:
