@@ -131,7 +131,7 @@ void advise(const Output& y) {
 }
 
 void py_forward(const Input& x, const Input& w, const std::optional<Input>& bias, const Output& y, const Sizes& stride, const Sizes& dilation,
-                const Sizes& crop, int64_t groups, int threads, PackedPanels* packed, Family family) {
+                const Sizes& crop, int64_t groups, int threads, PackedPanels* packed, Family family, const std::optional<Method>& method) {
   const Problem p = problem_of(x, w, y, stride, dilation, crop, groups);
   const View vx = view_of(x, 5), vw = view_of(w, 5), vy = view_of(y, 5);
   View vb{};
@@ -139,7 +139,10 @@ void py_forward(const Input& x, const Input& w, const std::optional<Input>& bias
     vb = view_of(*bias, 1);
     require(int64_t(bias->shape(0)) == p.out_channels && vb.dtype == vx.dtype, "bias has out_channels elements of the input's dtype");
   }
-  const Options o = options_of(threads, family, packed);
+  Options o = options_of(threads, family, packed);
+  if (method)
+    for (int pairing : *method) require(pairing >= 0 && pairing <= kMostPairing, "a method comes from method_of");
+  o.method = method;
   advise(y);
   without_gil([&] { forward(p, vx, vw, bias ? &vb : nullptr, vy, o); });
 }
@@ -212,7 +215,13 @@ NB_MODULE(_core, m) {
 
   m.def("forward", &py_forward, nb::arg("input").noconvert(), nb::arg("weight").noconvert(), nb::arg("bias").noconvert().none(), nb::arg("output").noconvert(),
         nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"), nb::arg("threads") = 0, nb::arg("packed").none() = nb::none(),
-        nb::arg("family") = Family::automatic, "Writes the transposed convolution into output.");
+        nb::arg("family") = Family::automatic, nb::arg("method").none() = nb::none(), "Writes the transposed convolution into output.");
+  m.def(
+      "method_of",
+      [](const Shape& input_shape, const Shape& weight_shape, const Sizes& output_size, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
+         int64_t groups) { return method_of(problem_at(input_shape, weight_shape, output_size, stride, dilation, crop, groups)); },
+      nb::arg("input_shape"), nb::arg("weight_shape"), nb::arg("output_size"), nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"),
+      "How forward would form the products of each axis: 0 directly, else the two-tap method, 1 + the parity of its pairs, + 2 for the other side.");
   m.def("input_grad", &py_input_grad, nb::arg("grad_output").noconvert(), nb::arg("weight").noconvert(), nb::arg("grad_input").noconvert(), nb::arg("stride"),
         nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"), nb::arg("threads") = 0, nb::arg("packed").none() = nb::none(),
         nb::arg("family") = Family::automatic, "Writes the gradient of the input into grad_input.");

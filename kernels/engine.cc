@@ -62,10 +62,15 @@ constexpr size_t kKeptPlans = 32;
 thread_local std::array<std::shared_ptr<const KeptPlan>, kKeptPlans> kept_plans;
 thread_local size_t next_plan = 0;
 
+Method method_by(Algorithm algorithm, const Gather& g) {
+  return algorithm == Algorithm::direct ? kDirect : algorithm == Algorithm::two_tap ? two_tap_everywhere(g) : two_tap_where_it_pays(g);
+}
+
 template <class T>
-std::unique_ptr<Plan> choose(const Problem& p, const Gather& g, Direction direction, Family family, Algorithm algorithm, const PlanContext& context) {
-  if (family == Family::automatic && algorithm != Algorithm::direct)
-    if (const int axes = algorithm == Algorithm::two_tap ? most_two_tap_axes(g) : two_tap_axes(g)) return plan_two_tap<T>(g, context, axes);
+std::unique_ptr<Plan> choose(const Problem& p, const Gather& g, Direction direction, const Options& options, Algorithm algorithm, const PlanContext& context) {
+  const Family family = options.family;
+  const Method method = family != Family::automatic ? kDirect : options.method ? *options.method : method_by(algorithm, g);
+  if (method != kDirect) return plan_two_tap<T>(g, context, method);
   std::unique_ptr<Plan> best;
   const auto consider = [&](Family candidate, auto make) {
     if (family != Family::automatic && family != candidate) return;
@@ -104,7 +109,8 @@ std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, 
                                          const Kernels& kernels) {
   const PlanContext context{kernels, options.threads, is_rows<T>(source), is_rows<T>(target)};
   const Algorithm algorithm = active_algorithm();
-  std::array<int64_t, 30> key{int64_t(direction),
+  const Method handed = options.method.value_or(Method{-1, -1, -1});
+  std::array<int64_t, 33> key{int64_t(direction),
                               int64_t(sizeof(T)),
                               int64_t(algorithm),
                               int64_t(options.family),
@@ -115,10 +121,13 @@ std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, 
                               p.batch,
                               p.groups,
                               p.in_channels,
-                              p.out_channels};
+                              p.out_channels,
+                              handed[0],
+                              handed[1],
+                              handed[2]};
   for (size_t a = 0; a < 3; ++a) {
     const Axis& x = p.axis[a];
-    std::copy_n(std::array<int64_t, 6>{x.input, x.kernel, x.stride, x.dilation, x.crop, x.output}.begin(), 6, key.begin() + 12 + 6 * a);
+    std::copy_n(std::array<int64_t, 6>{x.input, x.kernel, x.stride, x.dilation, x.crop, x.output}.begin(), 6, key.begin() + 15 + 6 * a);
   }
   for (const auto& kept : kept_plans)
     if (kept && std::equal(key.begin(), key.end(), kept->key.begin())) return kept;
@@ -132,7 +141,7 @@ std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, 
     fresh->covered = fresh->covered && fresh->axis[a].covered;
   }
   fresh->covered = fresh->covered && reached;
-  if (reached) fresh->plan = choose<T>(p, gather(p, direction, fresh->axis, source, w, target, nullptr), direction, options.family, algorithm, context);
+  if (reached) fresh->plan = choose<T>(p, gather(p, direction, fresh->axis, source, w, target, nullptr), direction, options, algorithm, context);
   kept_plans[next_plan++ % kKeptPlans] = fresh;
   return fresh;
 }
@@ -148,7 +157,7 @@ void run(const Problem& p, Direction direction, const View& source, const View& 
   for (const Axis& a : p.axis) taps *= direction == Direction::forward ? ceil_div(a.kernel, a.stride) : a.kernel;
   if (!kept->plan) return;
   Options limited = options;
-  limited.threads = useful_threads(kept->plan->cycles * options.threads, options.threads);
+  limited.threads = useful_threads(kept->plan->cycles * options.threads, options.threads, has_team(options.threads));
   kept->plan->run(g, limited, kernels, channel_chunk(taps));
 }
 
@@ -200,6 +209,13 @@ std::string describe_plan(const Problem& p, DType dtype, bool backward, const Op
   char cycles[64];
   std::snprintf(cycles, sizeof cycles, "; %.3g cycles expected", kept->plan->cycles);
   return kept->plan->describe() + cycles;
+}
+
+Method method_of(const Problem& p) {
+  std::array<AxisPlan, 3> axis;
+  for (size_t a = 0; a < 3; ++a) axis[a] = forward_axis(p.axis[a], a == 2);
+  const View none{nullptr, DType::float32, {}};
+  return method_by(active_algorithm(), gather(p, Direction::forward, axis, none, none, none, nullptr));
 }
 
 void forward(const Problem& p, const View& x, const View& w, const View* bias, const View& y, const Options& options) {

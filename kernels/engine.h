@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -58,15 +59,25 @@ enum class Algorithm : int { automatic, direct, two_tap };
 Algorithm active_algorithm();
 void set_active_algorithm(const char* name);
 
+// How each axis forms its products. 0: directly. Else by the two-tap method: 1 + the parity of the pairs' middle samples in the source, + 2 where a
+// tap without a partner reads the sample after a middle rather than before. Whoever cuts an input at an odd sample changes 1 and 2, 3 and 4.
+using Method = std::array<int, 3>;
+constexpr Method kDirect{0, 0, 0};
+constexpr int kMostPairing = 4;
+
 struct Options {
   int threads = 1;
   Family family = Family::automatic;  // any but automatic: the direct method
+  std::optional<Method> method;       // of forward: what method_of said of the whole that this call is a part of
   PackedPanels* packed = nullptr;
   std::function<bool()> stop;  // polled between tasks; true ends the call with Interrupted
 };
 
 // What forward (or, `backward`, input_grad) of float32 or float64 arrays, C-contiguous, would run, and the cycles that the cost model expects.
 std::string describe_plan(const Problem&, DType, bool backward, const Options&);
+
+// The method that forward takes by itself. Bits depend on it, and it on the size of the image.
+Method method_of(const Problem&);
 
 void forward(const Problem&, const View& x, const View& w, const View* bias, const View& y, const Options&);
 void input_grad(const Problem&, const View& gy, const View& w, const View& gx, const Options&);

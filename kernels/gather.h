@@ -83,12 +83,12 @@ std::unique_ptr<Plan> plan_channels(const Gather&, const PlanContext&);
 template <class T>
 std::unique_ptr<Plan> plan_phased(const Problem&, const Gather&, const PlanContext&);  // forward only
 
-// The axes on which the two-tap method pays, a bit for each (1 for d, 2 for h, 4 for w); 0: none.
-int two_tap_axes(const Gather&);
-// The axes on which it applies at all.
-int most_two_tap_axes(const Gather&);
+// The two-tap method on the axes where it pays.
+Method two_tap_where_it_pays(const Gather&);
+// And wherever it applies.
+Method two_tap_everywhere(const Gather&);
 template <class T>
-std::unique_ptr<Plan> plan_two_tap(const Gather&, const PlanContext&, int axes);
+std::unique_ptr<Plan> plan_two_tap(const Gather&, const PlanContext&, const Method&);
 
 // "4 x 8 x 32"
 inline std::string by(std::initializer_list<int64_t> sizes) {
@@ -100,7 +100,7 @@ inline std::string by(std::initializer_list<int64_t> sizes) {
 // body(task, scratch) for every task, each thread with scratch of so many elements of its own.
 template <class T, class F>
 void run_tasks(int64_t tasks, int64_t scratch_size, const Options& options, F body) {
-  const int threads = int(std::min<int64_t>(options.threads, tasks));
+  const int threads = tasks == 1 ? 1 : options.threads;
   const int64_t each = (scratch_size * int64_t(sizeof(T)) + 127) / 64 * 64 / int64_t(sizeof(T));
   Scratch scratch(size_t(each * threads) * sizeof(T));
   T* const base = reinterpret_cast<T*>(scratch.data());

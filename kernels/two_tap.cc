@@ -47,9 +47,10 @@ Volume volume_of(const TransformedAxes& axes) {
   return v;
 }
 
-TransformedAxes transformed(const Gather& g, int mask) {
-  return {mask & 1 ? paired_axis(g.axis[0]) : direct_axis(g.axis[0]), mask & 2 ? paired_axis(g.axis[1]) : direct_axis(g.axis[1]),
-          mask & 4 ? paired_axis(g.axis[2]) : direct_axis(g.axis[2])};
+TransformedAxes transformed(const Gather& g, const Method& method) {
+  TransformedAxes axes;
+  for (size_t a = 0; a < 3; ++a) axes[a] = method[a] ? paired_axis(g.axis[a], method[a]) : direct_axis(g.axis[a]);
+  return axes;
 }
 
 // Products whose accumulators are kept at once: those of a phase of d and h, and all along w.
@@ -250,46 +251,55 @@ bool has_pairs(const AxisPlan& a) {
 
 }  // namespace
 
-int most_two_tap_axes(const Gather& g) {
-  int mask = 0;
+Method two_tap_everywhere(const Gather& g) {
+  Method method = kDirect;
   // Rows of more than four interleaved phases would be stored element by element.
-  for (int a = 0; a < 3; ++a) mask |= has_pairs(g.axis[size_t(a)]) && (a < 2 || g.axis[2].target_step <= 2) ? 1 << a : 0;
-  return mask;
+  for (size_t a = 0; a < 3; ++a)
+    if (has_pairs(g.axis[a]) && (a < 2 || g.axis[2].target_step <= 2)) method[a] = best_pairing(g.axis[a]);
+  return method;
 }
 
-int two_tap_axes(const Gather& g) {
+Method two_tap_where_it_pays(const Gather& g) {
   // A tile of few rows is bound by its loads, which the method does not save.
   constexpr int64_t kLeastColumns = 8;
-  const int most = g.columns < kLeastColumns ? 0 : most_two_tap_axes(g);
-  const auto cycles = [&](int mask) {
-    const TransformedAxes axes = transformed(g, mask);
+  const Method most = g.columns < kLeastColumns ? kDirect : two_tap_everywhere(g);
+  const auto cycles = [&](const Method& method) {
+    const TransformedAxes axes = transformed(g, method);
     const Volume v = volume_of(axes);
     double positions = 1, kinds = v.kinds;
     for (const TransformedAxis& a : axes) {
       positions *= double(a.plan.positions);
       kinds *= 1 + 0.25 * double(a.most_shift - a.least_shift);  // the halo of blocks some four positions long
     }
-    if (mask && v.sums * double(g.groups * g.channels * g.columns) > kMostTwoTapPanel) return std::numeric_limits<double>::infinity();
-    return two_tap_cycles(v.terms, v.products, kinds, v.sums, positions, double(g.channels), double(g.columns), mask != 0);
+    if (method != kDirect && v.sums * double(g.groups * g.channels * g.columns) > kMostTwoTapPanel) return std::numeric_limits<double>::infinity();
+    return two_tap_cycles(v.terms, v.products, kinds, v.sums, positions, double(g.channels), double(g.columns), method != kDirect);
   };
-  int best = 0;
-  double least = cycles(0) / kTwoTapGain;
+  Method best = kDirect;
+  if (most == kDirect) return best;
+  double least = cycles(kDirect) / kTwoTapGain;
   for (int mask = 1; mask < 8; ++mask) {
-    if ((mask & most) != mask) continue;
-    const double c = cycles(mask);
+    Method method = kDirect;
+    bool applies = true;
+    for (size_t a = 0; a < 3; ++a)
+      if (mask >> a & 1) {
+        method[a] = most[a];
+        applies = applies && most[a];
+      }
+    if (!applies) continue;
+    const double c = cycles(method);
     if (c < least) {
       least = c;
-      best = mask;
+      best = method;
     }
   }
   return best;
 }
 
 template <class T>
-std::unique_ptr<Plan> plan_two_tap(const Gather& original, const PlanContext& context, int mask) {
+std::unique_ptr<Plan> plan_two_tap(const Gather& original, const PlanContext& context, const Method& method) {
   auto best = std::make_unique<TwoTapPlan<T>>();
   TwoTapPlan<T> p;
-  p.axes = transformed(original, mask);
+  p.axes = transformed(original, method);
   for (size_t a = 0; a < 3; ++a) p.targets[a] = p.axes[a].plan;
   const Gather g = with_axes(original, p.targets);
   const TileKernels<T>& k = tiles<T>(context.kernels);
@@ -307,7 +317,7 @@ std::unique_ptr<Plan> plan_two_tap(const Gather& original, const PlanContext& co
   return best;
 }
 
-template std::unique_ptr<Plan> plan_two_tap<float>(const Gather&, const PlanContext&, int);
-template std::unique_ptr<Plan> plan_two_tap<double>(const Gather&, const PlanContext&, int);
+template std::unique_ptr<Plan> plan_two_tap<float>(const Gather&, const PlanContext&, const Method&);
+template std::unique_ptr<Plan> plan_two_tap<double>(const Gather&, const PlanContext&, const Method&);
 
 }  // namespace tconv3d

@@ -153,9 +153,10 @@ inline PhaseChains pair_taps(TransformedAxis& axis, const Phase& phase, int64_t 
 
 // The axis with its targets in pairs. One source phase: the middles of all pairs have one parity, and each phase of targets starts where its own pairs
 // do. Several source phases (input gradient): one phase of targets, which starts at 0, and the parity of each source phase follows. Lone taps
-// read the sample before (beside = -1) or after (1) a middle.
-inline TransformedAxis paired_axis(const AxisPlan& a, int64_t parity, int64_t beside) {
+// read the sample before (beside = -1) or after (1) a middle. `pairing` holds both, as Method in engine.h says.
+inline TransformedAxis paired_axis(const AxisPlan& a, int pairing) {
   using namespace two_tap_detail;
+  const int64_t parity = (pairing - 1) % 2, beside = pairing > 2 ? 1 : -1;
   TransformedAxis axis;
   axis.plan = a;
   axis.plan.phases.clear();
@@ -201,20 +202,19 @@ inline TransformedAxis paired_axis(const AxisPlan& a, int64_t parity, int64_t be
   return axis;
 }
 
-// With the parity that leaves fewer positions (k3 s2 p1 on an even size has none to spare with odd middles, and one more with even ones), and the side
+// The parity that leaves fewer positions (k3 s2 p1 on an even size has none to spare with odd middles, and one more with even ones), and the side
 // that reaches less far.
-inline TransformedAxis paired_axis(const AxisPlan& a) {
-  TransformedAxis best;
-  int64_t least = -1;
-  for (int64_t parity = 0; parity < 2; ++parity)
-    for (int64_t beside = -1; beside < 2; beside += 2) {
-      TransformedAxis axis = paired_axis(a, parity, beside);
-      int64_t positions = 0;
-      for (const Product& p : axis.products) positions += (p.end - p.begin + axis.most_shift - axis.least_shift) * int64_t(p.terms.size());
-      if (least >= 0 && positions >= least) continue;
-      least = positions;
-      best = std::move(axis);
-    }
+inline int best_pairing(const AxisPlan& a) {
+  int best = 0;
+  int64_t least = 0;
+  for (const int pairing : {1, 3, 2, 4}) {
+    const TransformedAxis axis = paired_axis(a, pairing);
+    int64_t positions = 0;
+    for (const Product& p : axis.products) positions += (p.end - p.begin + axis.most_shift - axis.least_shift) * int64_t(p.terms.size());
+    if (best && positions >= least) continue;
+    least = positions;
+    best = pairing;
+  }
   return best;
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tconv3d
-from tconv3d import _core, reference
+from tconv3d import _core, _engine, reference
 from tconv3d.geometry import Geometry
 
 EPS = float(np.finfo(np.float32).eps)
@@ -188,3 +188,40 @@ def test_an_unknown_algorithm_is_refused_by_the_first_call() -> None:
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "TCONV3D_ALGORITHM: 'winograd' is none of automatic, direct, two_tap" in done.stderr
+
+
+def block_of(g: Geometry, start: tuple[int, ...], stop: tuple[int, ...]) -> tuple[Geometry, tuple[slice, ...]]:
+    """The outputs start <= o < stop as a layer of their own, and the part of the input that reaches them."""
+    ranges = [g.input_range(a, start[a], stop[a]) for a in range(3)]
+    crop = tuple(c + o - r[0] * s for c, o, r, s in zip(g.crop_front, start, ranges, g.stride, strict=True))
+    size, out = tuple(b - a for a, b in ranges), tuple(b - a for a, b in zip(start, stop, strict=True))
+    return Geometry(size, g.kernel_size, g.stride, g.dilation, crop, out, g.groups), tuple(slice(*r) for r in ranges)
+
+
+@pytest.mark.parametrize("algorithm", ["automatic", "two_tap", "direct"])
+@pytest.mark.parametrize("seed", range(40))
+def test_a_block_alone_has_the_bits_of_the_whole(seed: int, algorithm: str) -> None:
+    rng = np.random.default_rng(seed)
+    g = draw_geometry(rng)
+    if seed % 2:  # a layer that takes the method by itself
+        kernel, stride = ((4, 4, 4), (2, 2, 2)) if seed % 4 == 1 else ((3, 3, 3), (2, 2, 2))
+        g = Geometry((9, 11, 12), kernel, stride, (1, 1, 1), (1, 1, 1), (17, 20, 23), 1)
+    channels, columns = g.groups * np.array([64, 32] if seed % 2 else [9, 16])
+    x = rng.standard_normal((2, channels, *g.input_size)).astype(np.float32)
+    weight = rng.standard_normal((channels, columns // g.groups, *g.kernel_size)).astype(np.float32)
+    bias = rng.standard_normal(columns).astype(np.float32)
+    _core.set_algorithm(algorithm)
+    whole = _engine.forward(x, weight, bias, g)
+    method = _engine.method_of(x.shape, weight.shape, g, x.dtype)
+    assert any(method) or seed % 4 != 1 or algorithm == "direct"
+    for _ in range(12):
+        ends = [np.sort(rng.integers(0, size + 1, 2)) for size in g.output_size]
+        start, stop = (tuple(int(e[i]) for e in ends) for i in range(2))
+        alone, part = block_of(g, start, stop)
+        origin = tuple(p.start for p in part)
+        some = slice(0, None) if g.groups > 1 else slice(3, 14)
+        piece = _engine.forward(
+            x[(slice(0, 1), slice(None), *part)], weight[:, some], bias[some], alone, method=method, origin=origin
+        )
+        expected = whole[(slice(0, 1), some, *(slice(a, b) for a, b in zip(start, stop, strict=True)))]
+        np.testing.assert_array_equal(piece, expected)

@@ -131,11 +131,37 @@ class PreparedWeight:
         return PreparedWeight, (self._weight, self.stride, self.dilation, self.groups)
 
 
+def method_of(input_shape: tuple[int, ...], weight_shape: tuple[int, ...], geometry: Geometry, dtype: Dtype) -> Triple:
+    """Return how a forward call of the whole would form its products: an opaque integer per axis.
+
+    The two-tap method pairs outputs by absolute index and is chosen by the size of the whole. `forward` of a part takes
+    this and the part's place, and then gives the same bits as the whole.
+    """
+    real = 2 if dtype.kind == "c" else 1  # complex numbers run as twice the real channels
+    (n, channels, *size), (_, columns, *kernel) = input_shape, weight_shape
+    shapes = (n, real * channels, *size), (real * channels, real * columns, *kernel)
+    ask: Any = _core.method_of
+    return cast("Triple", ask(*shapes, *geometry_at(geometry)))
+
+
 def forward(
-    x: Array, weight: Array | PreparedWeight, bias: Array | None, geometry: Geometry, out: Array | None = None
+    x: Array,
+    weight: Array | PreparedWeight,
+    bias: Array | None,
+    geometry: Geometry,
+    out: Array | None = None,
+    *,
+    method: Triple | None = None,
+    origin: Triple = (0, 0, 0),
 ) -> Array:
-    """Return the transposed convolution of x (N, C_in, D, H, W), written into ``out`` where given."""
+    """Return the transposed convolution of x (N, C_in, D, H, W), written into ``out`` where given.
+
+    For a part of a whole: ``method`` is `method_of` of the whole, ``origin`` the place of x's first sample in it.
+    """
     groups = geometry.groups
+    if method is not None:
+        d, h, w = (_moved(pairing, start) for pairing, start in zip(method, origin, strict=True))
+        method = d, h, w
     shape = (x.shape[0], weight.shape[1] * groups, *geometry.output_size)
     if out is None:
         out = _empty(shape, x.dtype)
@@ -147,11 +173,12 @@ def forward(
             None if bias is None else _real_channels(bias[None], groups)[0],
             real,
             geometry,
+            method,
         )
         _join_complex(real, out, groups)
         return out
     target = out if _is_addressable(out) else _empty(shape, out.dtype)
-    _forward(x, weight, bias, target, geometry)
+    _forward(x, weight, bias, target, geometry, method)
     if target is not out:
         out[...] = target
     return out
@@ -200,10 +227,23 @@ def bias_grad(grad_output: Array) -> Array:
     return _typed(result, grad_output.dtype)
 
 
-def _forward(x: Array, weight: Array | PreparedWeight, bias: Array | None, out: Array, geometry: Geometry) -> None:
+def _forward(
+    x: Array,
+    weight: Array | PreparedWeight,
+    bias: Array | None,
+    out: Array,
+    geometry: Geometry,
+    method: Triple | None,
+) -> None:
     core_weight, packed = _weight_arguments(weight, geometry.groups)
     core_bias = None if bias is None else _addressable(bias)
-    _core.forward(_addressable(x), core_weight, core_bias, _bits(out), *_geometry_arguments(geometry), packed=packed)
+    arguments = _geometry_arguments(geometry)
+    _core.forward(_addressable(x), core_weight, core_bias, _bits(out), *arguments, packed=packed, method=method)
+
+
+def _moved(pairing: int, start: int) -> int:
+    """Return an axis' method as seen from sample ``start``: pairs lie at every other sample of the whole."""
+    return pairing if pairing == 0 or start % 2 == 0 else (pairing - 1 ^ 1) + 1
 
 
 def _weight_arguments(weight: Array | PreparedWeight, groups: int) -> tuple[Array, Any]:
