@@ -13,8 +13,8 @@ import tconv3d
 ROOT = Path(tconv3d.__file__).parent
 # A module may import what stands to its left, never what stands beside it in its step.
 STEPS = [
-    ["errors"], ["geometry"], ["initializers", "reference"], ["contracts"], ["_core"], ["_engine"], ["functional"],
-    ["layers"], ["torch", "mindspore", "dask"], ["migrate", "volumes"], ["commands"], ["cli"],
+    ["errors"], ["geometry"], ["blocks", "initializers", "reference"], ["contracts"], ["_core"], ["_engine"],
+    ["functional"], ["layers"], ["torch", "mindspore", "dask"], ["migrate", "volumes"], ["commands"], ["cli"],
 ]  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(STEPS) for name in names}
 FRAMEWORKS = {"torch": {"torch"}, "mindspore": {"mindspore"}, "dask": {"dask"}}
