@@ -9,6 +9,7 @@ of a `console` block; `...` stands for anything there. `sh` blocks must succeed.
 
 from __future__ import annotations
 
+import ast
 import doctest
 import json
 import os
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+import tconv3d
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -183,3 +186,42 @@ def test_links_of_a_page_lead_to_files_of_the_repository(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
     local = [link.partition("#")[0] for link in links if not link.startswith(("http://", "https://", "#"))]
     assert not [link for link in local if link and not (page.parent / link).exists()]
+
+
+# What the page of messages leaves out: a piece of each, and why nobody needs to look it up.
+NOT_ON_THE_PAGE = {
+    "the shapes of the operands": "a graph's operator was called with other shapes than it was resolved for",
+    "the largest index of the output": "the count of the elements is refused first",
+    "this version of ": "it is for faces of later versions",
+    " needs ": "it says what to install",
+    "tconv3d.dask needs dask with its arrays (": "it says what to install",
+}
+
+
+def messages() -> Iterator[tuple[str, list[str]]]:
+    """Where the library raises an error of its own, and the constant pieces of its message."""
+    root = Path(tconv3d.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        place = path.relative_to(root)
+        if place.parts[0] in ("commands", "migrate", "volumes", "cli.py"):
+            continue  # what the command says is a sentence of its own; some of each kind are on the page
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "describe":
+                yield f"{place}:{node.lineno}", [piece for part in node.args for piece in constant_pieces(part)]
+            elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                yield f"{place}:{node.lineno}", [piece for part in node.exc.args for piece in constant_pieces(part)]
+
+
+def constant_pieces(node: ast.expr) -> list[str]:
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+
+
+def test_every_message_is_on_the_page_of_messages() -> None:
+    page = " ".join((DOCS / "troubleshooting.md").read_text(encoding="utf-8").split())
+    missing = {}
+    for place, pieces in messages():
+        told = [piece for piece in pieces if len(piece) > 5 and piece.strip() not in page]
+        if told and not any(piece in NOT_ON_THE_PAGE for piece in pieces):
+            missing[place] = told
+    assert missing == {}

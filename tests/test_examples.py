@@ -15,6 +15,7 @@ from scipy import ndimage
 
 FOLDER = Path(__file__).parent.parent / "examples"
 PRINTS = {
+    "dask_cluster": r"two processes and one call agree in all 7,077,888 voxels, bit for bit",
     "accelerate_monai": r"3 layers exchanged; [\d.]+ s before, [\d.]+ s after, for the whole model",
     "unet_decoder": r"both decoders give \(1, 16, 16, 16, 16\), the largest difference is \de-0[5-9] of \d\.\d\d",
     "upsample_brain": r"\(33, 41, 25\) -> \(66, 82, 50\), voxels .* mm, written to brain_x2.nii.gz",
