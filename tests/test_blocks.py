@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
+from itertools import product
 from math import prod
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tconv3d import reference
-from tconv3d.blocks import block_of, blocks, choose_chunks, even_chunks
+from tconv3d.blocks import block_of, cut, cuts, fitting_edge
 from tconv3d.geometry import Geometry
 
 
@@ -34,14 +34,16 @@ def test_blocks_fill_the_whole_by_the_definition(geometry: Geometry, edge: tuple
     bias = rng.integers(-5, 6, 3)
     whole = reference.forward(x, weight, bias, geometry)
     times_written = np.zeros(geometry.output_size, int)
-    for block in blocks(geometry, even_chunks(geometry, edge)):
+    for start in product(*(range(0, size, step) for size, step in zip(geometry.output_size, edge, strict=True))):
+        stop = tuple(min(s + step, size) for s, step, size in zip(start, edge, geometry.output_size, strict=True))
+        block = block_of(geometry, start, stop)
         part = x[(..., *block.input)]
         assert part.shape[2:] == block.geometry.input_size
         assert block.origin == tuple(axis.start for axis in block.input)
         times_written[block.output] += 1
         result = reference.forward(part, weight, bias, block.geometry)
         np.testing.assert_array_equal(result, whole[(..., *block.output)])
-        if block.is_bias_alone:
+        if 0 in block.geometry.input_size:
             np.testing.assert_array_equal(result, np.broadcast_to(bias.reshape(1, 3, 1, 1, 1), result.shape))
     assert (times_written == 1).all()
 
@@ -55,32 +57,30 @@ def test_no_block_reads_a_sample_that_it_does_not_need() -> None:
 def test_a_short_kernel_leaves_blocks_without_input() -> None:
     geometry = Geometry((3, 1, 1), (1, 1, 1), (8, 1, 1), (1, 1, 1), (0, 0, 0), (24, 1, 1), 1)
     block = block_of(geometry, (1, 0, 0), (8, 1, 1))
-    assert block.is_bias_alone
     assert block.geometry.input_size == (0, 1, 1)
     # Outputs 5 to 8 see sample 1 at output 8 alone: three outputs lie in front of it.
     assert block_of(geometry, (5, 0, 0), (9, 1, 1)).geometry.crop_front == (-3, 0, 0)
 
 
+def test_the_cuts_of_an_axis_follow_one_another() -> None:
+    geometry = Geometry((9, 1, 1), (3, 1, 1), (2, 1, 1), (1, 1, 1), (1, 0, 0), (18, 1, 1), 1)
+    assert cuts(geometry, 0, (7, 0, 11)) == [cut(geometry, 0, 0, 7), cut(geometry, 0, 7, 7), cut(geometry, 0, 7, 18)]
+
+
 @settings(max_examples=150)
-@given(geometries(), st.integers(1, 3), st.integers(2304, 20000))
-def test_chosen_blocks_fit(geometry: Geometry, workers: int, memory: int) -> None:
-    chunks = choose_chunks(geometry, memory=memory, input_bytes=4, output_bytes=8, workers=workers)
-    for block in blocks(geometry, chunks):
-        sizes = block.geometry
-        assert workers * (4 * prod(sizes.input_size) + 8 * prod(sizes.output_size)) <= memory
+@given(geometries(), st.integers(800, 20000))
+def test_fitting_blocks_fit_wherever_they_lie(geometry: Geometry, memory: int) -> None:
+    edge = fitting_edge(geometry, geometry.output_size, memory, 4, 8)
+    for start in product(*(range(size) for size in geometry.output_size)):
+        stop = tuple(min(s + step, size) for s, step, size in zip(start, edge, geometry.output_size, strict=True))
+        block = block_of(geometry, start, stop).geometry
+        assert 4 * prod(block.input_size) + 8 * prod(block.output_size) <= memory
 
 
-def test_chosen_blocks_are_aligned_and_keep_whole_rows() -> None:
+def test_fitting_blocks_are_aligned_and_keep_whole_rows() -> None:
     geometry = Geometry((512, 512, 512), (5, 5, 5), (3, 3, 3), (1, 1, 1), (1, 1, 1), (1536, 1536, 1536), 1)
-    depth, height, width = choose_chunks(geometry, memory=256 << 20, input_bytes=4, output_bytes=4, workers=2)
-    assert width == (1536,)
-    assert depth[0] % 6 == height[0] % 6 == 0
-    assert len(depth) * len(height) < 2 * 1536**3 * 4 * 2 / (256 << 20)  # not much smaller than they may be
-
-
-def test_refusals() -> None:
-    geometry = Geometry((4, 4, 4), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0), (9, 9, 9), 1)
-    with pytest.raises(ValueError, match=r"axis 1 is \(4, 4\), but they must add up to the 9 samples"):
-        list(blocks(geometry, ((9,), (4, 4), (9,))))
-    with pytest.raises(ValueError, match="memory for blocks is 100, but 2 of the smallest blocks take"):
-        choose_chunks(geometry, memory=100, input_bytes=400, output_bytes=4, workers=2)
+    depth, height, width = fitting_edge(geometry, geometry.output_size, 128 << 20, 4, 4)
+    assert width == 1536
+    assert depth % 6 == height % 6 == 0
+    assert depth * height * width * 4 > (128 << 20) / 2  # not much smaller than they may be
+    assert fitting_edge(geometry, (96, 96, 96), 1, 4, 4) == (3, 3, 3)

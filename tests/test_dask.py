@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -252,6 +254,7 @@ def test_chosen_chunks_follow_the_input_and_the_limit() -> None:
     assert all(whole % part == 0 for whole, part in zip(lazy.chunksize, small.chunksize, strict=True))
     assert (1 << 17) < 4 * np.prod(small.chunksize) < (1 << 20)
     with dask.config.set({"array.chunk-size": "1B"}):  # nothing fits: the smallest blocks there are
+        x = da.ones((1, 4, 5, 5, 5), dtype=np.float32)
         assert tconv3d.dask.conv_transpose3d(x, weight, stride=2).chunksize == (1, 8, 2, 2, 2)
 
 
@@ -308,3 +311,13 @@ def test_blocks_that_run_at_once_share_the_threads() -> None:
             assert alone == 6
     finally:
         tconv3d.set_num_threads(before)
+
+
+def test_the_readmes_code_runs() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "tconv3d.dask" in b)
+    exec(block, names := {})
+    x = names["volume"][:, :4, :5, :6].compute()
+    np.testing.assert_array_equal(
+        names["doubled"][:, :8, :10, :12], x.repeat(2, axis=1).repeat(2, axis=2).repeat(2, axis=3)
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One volume over processes of a gloo group: the bits of the whole, and its gradients."""
+"""One volume over two or three processes of a gloo group: the bits of the whole, and its gradients."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ CASES: dict[str, Case] = {
     "dilated": ((6, 5, 4, 9), (6, 3, 3, 2, 3), {"stride": (3, 1, 2), "dilation": (1, 2, 3), "groups": 2}, -1, (1, 8)),
     "long_kernel": ((1, 3, 6, 4, 4), (3, 2, 7, 3, 3), {"padding": 2, "dilation": (2, 1, 1)}, -3, (1, 5)),
     "short_kernel": ((1, 3, 6, 4, 4), (3, 2, 1, 2, 2), {"stride": 4, "output_padding": 3}, -3, (3, 3)),
+    "three": ((1, 64, 11, 9, 10), (64, 32, 4, 4, 4), {"stride": 2, "padding": 1}, -3, (5, 1, 5)),
+    "halo_of_two_neighbors": (
+        (3, 5, 4, 4),
+        (3, 2, 7, 3, 3),
+        {"padding": (6, 1, 1), "dilation": (2, 1, 1)},
+        -3,
+        (1, 1, 3),
+    ),
     "cropped_away": ((1, 2, 5, 4, 4), (2, 2, 3, 3, 3), {"padding": (3, 1, 1), "stride": 1}, -3, (4, 1)),
 }
 
@@ -42,12 +50,16 @@ def slabs(case: Case, tensor: Tensor) -> list[Tensor]:
     return list(tensor.split(case[4], case[3]))
 
 
-def run_case(rank: int, name: str, dtype: torch.dtype) -> list[Tensor]:
+def run_case(pair: dist.ProcessGroup, name: str, dtype: torch.dtype) -> list[Tensor]:
     """Forward and backward of one process; the loss is any function of the output whose gradient is not constant."""
     case = CASES[name]
+    group = pair if len(case[4]) == 2 else None
+    rank = dist.get_rank(group)
+    if rank < 0:
+        return []
     x, weight, bias = whole_of(case, dtype)
     mine = slabs(case, x.detach())[rank].clone().requires_grad_()
-    y = sharded.conv_transpose3d(mine, weight, bias, **case[2], axis=case[3])
+    y = sharded.conv_transpose3d(mine, weight, bias, **case[2], axis=case[3], group=group)
     y.backward(torch.sin(y.detach()))
     return [t.detach() for t in (y, mine.grad, weight.grad, bias.grad)]
 
@@ -71,52 +83,55 @@ DTYPES = {
     "dilated": [torch.float32, torch.float64, torch.complex64],
     "long_kernel": [torch.float32, torch.float16],
 }
+WORLD = 3
 RUNS = [(name, dtype) for name in CASES for dtype in DTYPES.get(name, [torch.float32])]
 
 
 def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    pair = dist.new_group([1, 2])  # ranks of the group are not those of the world
     refuse(rank)
-    torch.save([run_case(rank, *run) for run in RUNS], f"{folder}/{rank}.pt")
+    torch.save([run_case(pair, *run) for run in RUNS], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[list[list[Tensor]]]:
-    """Of both processes and every run: output, and gradients of input, weight and bias."""
+    """Of each process and every run: output, and gradients of input, weight and bias."""
     folder = tmp_path_factory.mktemp("gloo")
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=process, args=(rank, str(folder))) for rank in range(2)]
+    processes = [context.Process(target=process, args=(rank, str(folder))) for rank in range(WORLD)]
     for one in processes:
         one.start()
     for one in processes:
         one.join(120)
         one.kill()
-    assert [one.exitcode for one in processes] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    assert [one.exitcode for one in processes] == [0] * WORLD
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
 @pytest.mark.parametrize("run", range(len(RUNS)), ids=[f"{name}-{dtype}" for name, dtype in RUNS])
-def test_two_processes_give_the_whole(run: int, results: list[list[list[Tensor]]]) -> None:
+def test_the_processes_give_the_whole(run: int, results: list[list[list[Tensor]]]) -> None:
     (name, dtype), axis = RUNS[run], CASES[RUNS[run][0]][3]
-    one, two = (of_process[run] for of_process in results)
+    parts = [of_process[run] for of_process in results if of_process[run]]
+    output, input_grad = (torch.cat([part[i] for part in parts], axis) for i in range(2))
     whole = whole_of(CASES[name], dtype)
     y = tconv3d.conv_transpose3d(*map(as_array, whole), **CASES[name][2])
-    assert as_array(torch.cat([one[0], two[0]], axis)).tobytes() == y.tobytes()
+    assert as_array(output).tobytes() == y.tobytes()
 
     # PyTorch's own gradients of the whole, in double precision for the same gradient of the output.
     wide = [t.detach().to(torch.complex128 if dtype.is_complex else torch.float64).requires_grad_() for t in whole]
-    grad_output = torch.sin(torch.cat([one[0], two[0]], axis)).to(wide[0].dtype)
+    grad_output = torch.sin(output).to(wide[0].dtype)
     torch.nn.functional.conv_transpose3d(*wide, **CASES[name][2]).backward(grad_output)
-    got = [torch.cat([one[1], two[1]], axis), one[2], one[3]]
+    got = [input_grad, *parts[0][2:]]
     tolerance = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float64: 1e-12}.get(dtype, 1e-5)
     for mine, expected in zip(got, (t.grad for t in wide), strict=True):
         assert mine.dtype == dtype
         scale = expected.abs().max().item()
         torch.testing.assert_close(mine.to(expected.dtype), expected, rtol=0, atol=tolerance * scale)
-    for mine, other in zip(one[2:], two[2:], strict=True):
-        assert torch.equal(mine, other)
+    for other in parts[1:]:
+        assert all(map(torch.equal, parts[0][2:], other[2:]))
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

@@ -146,7 +146,7 @@ def method_of(input_shape: tuple[int, ...], weight_shape: tuple[int, ...], geome
     (n, channels, *size), (_, columns, *kernel) = input_shape, weight_shape
     shapes = (n, real * channels, *size), (real * channels, real * columns, *kernel)
     ask: Any = _core.method_of
-    return cast("Triple", ask(*shapes, *geometry_at(geometry)))
+    return cast("Triple", tuple(ask(*shapes, *geometry_at(geometry))))
 
 
 def forward(

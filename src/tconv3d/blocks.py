@@ -11,16 +11,13 @@ Axes are independent, so a grid of blocks is the product of the cuts of three ax
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, product
+from itertools import accumulate, pairwise
 from math import prod
 from typing import NamedTuple
 
-from .errors import describe
 from .geometry import Geometry, Triple
-
-Chunks = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 # Thinner blocks read and pack much more input than they own: at 16 strides, kernel 4 and stride 2, 1.4 times as much.
 _THIN_STRIDES = 16
@@ -55,11 +52,6 @@ class Block:
         d, h, w = self.input
         return d.start, h.start, w.start
 
-    @property
-    def is_bias_alone(self) -> bool:
-        """Whether no input reaches this block."""
-        return 0 in self.geometry.input_size
-
 
 def cut(geometry: Geometry, axis: int, start: int, stop: int) -> Cut:
     """Return one axis of the block of outputs ``start <= o < stop``.
@@ -74,14 +66,15 @@ def cut(geometry: Geometry, axis: int, start: int, stop: int) -> Cut:
     return Cut(slice(start, stop), slice(first, past), crop if first < past else 0)
 
 
-def joined(geometry: Geometry, cuts: tuple[Cut, Cut, Cut]) -> Block:
-    """Return the block of three cuts of a geometry.
+def block_of(geometry: Geometry, start: Triple, stop: Triple) -> Block:
+    """Return the block of the outputs between two corners, ``stop`` excluded.
 
     >>> g = Geometry((4, 4, 4), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (7, 7, 7), groups=1)
-    >>> joined(g, (cut(g, 0, 2, 4), cut(g, 1, 0, 7), cut(g, 2, 0, 7))).geometry.input_size
-    (2, 4, 4)
+    >>> block = block_of(g, (2, 0, 0), (4, 7, 7))
+    >>> block.origin, block.geometry.input_size, block.geometry.crop_front
+    ((1, 0, 0), (2, 4, 4), (1, 1, 1))
     """
-    d, h, w = cuts
+    d, h, w = (cut(geometry, axis, *ends) for axis, ends in enumerate(zip(start, stop, strict=True)))
     return Block(
         (d.output, h.output, w.output),
         (d.input, h.input, w.input),
@@ -97,94 +90,27 @@ def joined(geometry: Geometry, cuts: tuple[Cut, Cut, Cut]) -> Block:
     )
 
 
-def block_of(geometry: Geometry, start: Triple, stop: Triple) -> Block:
-    """Return the block of the outputs between two corners, ``stop`` excluded.
-
-    >>> g = Geometry((4, 4, 4), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (7, 7, 7), groups=1)
-    >>> block = block_of(g, (2, 0, 0), (4, 7, 7))
-    >>> block.origin, block.geometry.input_size, block.geometry.crop_front
-    ((1, 0, 0), (2, 4, 4), (1, 1, 1))
-    """
-    return joined(
-        geometry,
-        (
-            cut(geometry, 0, start[0], stop[0]),
-            cut(geometry, 1, start[1], stop[1]),
-            cut(geometry, 2, start[2], stop[2]),
-        ),
-    )
-
-
 def cuts(geometry: Geometry, axis: int, sizes: Sequence[int]) -> list[Cut]:
-    """Return the cuts of an axis into consecutive outputs of these sizes; ValueError if they do not fill the axis.
+    """Return the cuts of an axis into consecutive outputs; ``sizes`` add up to the output.
 
     >>> g = Geometry((4, 4, 4), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (7, 7, 7), groups=1)
     >>> [c.input for c in cuts(g, 0, (4, 3))]
     [slice(0, 3, None), slice(2, 4, None)]
     """
-    if min(sizes, default=0) < 0 or sum(sizes) != geometry.output_size[axis]:
-        rule = f"they must add up to the {geometry.output_size[axis]} samples of the output"
-        raise ValueError(describe(f"the chunk sizes of axis {axis}", tuple(sizes), rule, "change the last of them"))
-    stops = list(accumulate(sizes))
-    return [cut(geometry, axis, stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
-
-
-def blocks(geometry: Geometry, chunks: Sequence[Sequence[int]]) -> Iterator[Block]:
-    """Yield the blocks of a grid one by one, the last axis fastest; ``chunks`` has the sizes along each axis.
-
-    >>> g = Geometry((4, 4, 4), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (7, 7, 7), groups=1)
-    >>> [block.output[0] for block in blocks(g, ((4, 3), (7,), (7,)))]
-    [slice(0, 4, None), slice(4, 7, None)]
-    """
-    d, h, w = (cuts(geometry, axis, sizes) for axis, sizes in enumerate(chunks))
-    return (joined(geometry, three) for three in product(d, h, w))
-
-
-def even_chunks(geometry: Geometry, edge: Sequence[int]) -> Chunks:
-    """Return the grid of blocks of ``edge`` outputs per axis; the last block of an axis takes what remains.
-
-    >>> g = Geometry((4, 4, 4), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (7, 7, 7), groups=1)
-    >>> even_chunks(g, (4, 7, 2))
-    ((4, 3), (7,), (2, 2, 2, 1))
-    """
-    d, h, w = (
-        (step,) * (size // step) + ((size % step,) if size % step else ())
-        for size, step in zip(geometry.output_size, edge, strict=True)
-    )
-    return d, h, w
-
-
-def choose_chunks(geometry: Geometry, *, memory: int, input_bytes: int, output_bytes: int, workers: int = 1) -> Chunks:
-    """Return a grid whose blocks fit into ``memory`` bytes while ``workers`` of them run at once.
-
-    A running block takes its inputs and its outputs: ``input_bytes`` and ``output_bytes`` count the bytes of one
-    position of space with all that lies there: batch, channels, and any further copies that the caller makes. Edges
-    are multiples of twice the stride, so that all blocks start in the same phase and at inputs of one parity. Depth
-    and height are cut first: whole rows are read and written fastest.
-
-    Raises ValueError if not even one stride per axis fits.
-
-    >>> g = Geometry((64, 64, 64), (4, 4, 4), (2, 2, 2), (1, 1, 1), (1, 1, 1), (128, 128, 128), groups=1)
-    >>> [sizes[0] for sizes in choose_chunks(g, memory=2 << 20, input_bytes=4, output_bytes=4)]
-    [44, 64, 128]
-    """
-    share = memory // workers
-    edge = fitting_edge(geometry, geometry.output_size, share, input_bytes, output_bytes)
-    need = _bytes_of_block(geometry, edge, input_bytes, output_bytes)
-    if need > share:
-        rule = f"the smallest block takes {need} bytes, times {workers} that run at once"
-        raise ValueError(describe("the memory for blocks", memory, rule, "allow more, or run fewer at once"))
-    return even_chunks(geometry, edge)
+    return [cut(geometry, axis, start, stop) for start, stop in pairwise((0, *accumulate(sizes)))]
 
 
 def fitting_edge(geometry: Geometry, largest: Triple, memory: int, input_bytes: int, output_bytes: int) -> Triple:
     """Return edges of at most ``largest`` for one block in ``memory`` bytes, or the smallest edges where none fits.
 
-    An edge that is cut takes a whole part of ``largest``, rounded up to two strides. See `choose_chunks`.
+    A block takes its inputs and its outputs: ``input_bytes`` and ``output_bytes`` count the bytes of one position of
+    space with all that lies there: batch, channels, and any further copies that the caller makes. An edge that is cut
+    takes a whole part of ``largest``, rounded up to twice the stride, so that all blocks start in the same phase and at
+    inputs of one parity. Depth and height are cut first: whole rows are read and written fastest.
 
     >>> g = Geometry((64, 64, 64), (4, 4, 4), (2, 2, 2), (1, 1, 1), (1, 1, 1), (128, 128, 128), groups=1)
     >>> fitting_edge(g, (64, 64, 64), 1 << 18, 4, 4)
-    (32, 32, 44)
+    (32, 32, 32)
     """
     edge, parts = [max(1, length) for length in largest], [1, 1, 1]
     while _bytes_of_block(geometry, edge, input_bytes, output_bytes) > memory:

@@ -268,7 +268,7 @@ def run_block(
     9.0
     """
     batched = input if input.ndim == 5 else input[None]
-    if input.dtype == _INT64:
+    if input.dtype == _INT64 and not isinstance(weight, PreparedWeight):
         result = reference.forward(batched, weight, bias, geometry)
     else:
         result = _engine.forward(batched, weight, bias, geometry, method=method, origin=origin, threads=threads)

@@ -10,9 +10,10 @@ Nothing is computed before dask asks for it. The same array runs on threads, on 
 `distributed`, and gives the same bits on each as `tconv3d.conv_transpose3d` of the whole (on machines with one
 instruction set, see ``tconv3d info``).
 
-Threads: blocks that run at once in a process share the engine's threads equally, so on dask's threads each block
-has one, and the last blocks of a computation have several. On a worker of `distributed` the engine keeps to the
-threads of that worker. ``TCONV3D_NUM_THREADS`` and `tconv3d.set_num_threads` set what is shared, as everywhere.
+Threads: blocks that run at once in a process share the engine's threads equally, so while all of dask's threads are
+busy each block has about one, and the last blocks of a computation have several. On a worker of `distributed` the
+engine keeps to the threads of that worker. ``TCONV3D_NUM_THREADS``, where a process starts with it, sets what is shared
+there; for ``scheduler="processes"``, whose processes know nothing of one another, set it to 1.
 """
 
 from __future__ import annotations

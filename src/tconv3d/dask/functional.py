@@ -50,9 +50,8 @@ def conv_transpose3d(
     neighbors need of a chunk is cut off first, so that a cluster moves edges and no whole chunks. Chunked input
     channels are gathered.
 
-    Two traps. Blocks that lie across the chunks of the input keep many chunks in memory: let ``chunks`` follow them.
-    A chunk is kept until the blocks behind it are done as well, which is about one layer of chunks along the depth:
-    chunks that are flat in depth need the least memory.
+    The trap: a chunk stays in memory until all blocks that read it are done. Blocks that lie across the chunks of the
+    input keep many of them: let ``chunks`` follow them, or `rechunk` the input first.
 
     Raises what `tconv3d.conv_transpose3d` raises, at once; TypeError for arrays that are neither dask's nor NumPy's,
     ValueError for an array of unknown size and for chunks that do not fit the output.
