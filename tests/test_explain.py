@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import tconv3d
 from tconv3d import reference
-from tconv3d.commands import CommandError, _diagram
+from tconv3d.commands import CommandError, _diagram, _overlap
 from tconv3d.commands.explain import constructor_text, explain
 from tconv3d.contracts import mindspore, pytorch
 from tconv3d.geometry import Geometry, Triple
@@ -483,3 +483,57 @@ def test_the_plan_names_method_blocks_and_threads() -> None:
 def test_the_plan_of_a_call_that_no_tap_reaches() -> None:
     text = explain("nn.ConvTranspose3d(2, 3, 1, stride=3, padding=1, output_padding=2)", (1, 2, 1, 1, 1), plan=True)
     assert "forward         nothing but the bias" in text
+
+
+# The overlap.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("3, stride=2, padding=1, output_padding=1", "uneven: 1 or 2; kernel % stride = 3 % 2 = 1"),
+        ("(5, 4, 4), stride=(3, 2, 2)", "uneven: 1 or 2; kernel % stride = 5 % 3 = 2"),
+        ("4, stride=2, padding=1", "even: 2 for each output; kernel % stride = 4 % 2 = 0"),
+        ("2, stride=3, output_padding=1", "holes: kernel 2 is smaller than stride 3, so 1 of 3 outputs gets no input"),
+        (
+            "3, stride=6, dilation=4",
+            "holes: stride 6 and dilation 4 share the factor 2, so 3 of 6 outputs get no input",
+        ),
+        ("3, stride=2, dilation=3", "uneven: 1 or 2; kernel % stride = 3 % 2 = 1"),
+        ("3, padding=1", "even: 3 for each output; kernel % stride = 3 % 1 = 0"),
+    ],
+)
+def test_the_overlap_is_what_ones_add_up_to(arguments: str, says: str) -> None:
+    call = f"nn.ConvTranspose3d(1, 1, {arguments})"
+    text = explain(call, (1, 1, 2, 3, 3), overlap=True)
+    rows = text.partition("Overlap:")[2].splitlines()
+    layer = eval(call, {"nn": tconv3d})
+    layer.weight, layer.bias = np.ones_like(layer.weight), np.zeros(1, np.float32)
+    ones = layer(np.ones((1, 1, 2, 3, 3), np.float32))[0, 0].astype(int)
+    drawn = [list(map(int, rows[line].split()[1:])) for line in (1, 3, 5)]
+    # The overlap of the volume is the product of the axes', so one row of it is a multiple of the axis'.
+    assert np.array_equal(np.multiply.outer(np.multiply.outer(drawn[0], drawn[1]), drawn[2]), ones)
+    plane = [list(map(int, row.split())) for row in rows[8 : 8 + min(12, ones.shape[1])]]
+    assert np.array_equal(plane, np.multiply.outer(drawn[1], drawn[2])[:12])
+    assert rows[2].strip() == says
+    if max(layer.stride) == 1:
+        advice = "No stride"
+    else:
+        advice = "ICNR" if all(rows[line].strip().startswith("even") for line in (2, 4, 6)) else "A checkerboard"
+    assert advice in text
+
+
+def test_the_overlap_of_a_long_axis_is_cut_and_no_plan_or_overlap_is_drawn_unasked() -> None:
+    text = explain("nn.ConvTranspose3d(1, 1, 3, stride=2)", (1, 1, 100, 100, 2), overlap=True)
+    assert "1 1 2 1 2 1 2 1 2 1 2 1 2 1 2 1 2 1 2 1 2 1 2 1 ..\n" in text
+    assert "kernel_size=4, dilation=1 is even" in text
+    assert "Overlap" not in explain("nn.ConvTranspose3d(1, 1, 3, stride=2)", (1, 1, 100, 100, 2))
+
+
+def test_the_largest_kernel_and_stride_are_counted_at_once() -> None:
+    g = Geometry((2, 2, 2), (10**6, 1, 10**6), (1, 10**6, 10**6), (1, 1, 3), (0, 0, 0), (10**6,) * 3, groups=1)
+    lines = _overlap.draw(g)
+    assert lines[2].strip() == "even: 1000000 for each output; kernel % stride = 1000000 % 1 = 0"
+    assert (
+        lines[4].strip() == "holes: kernel 1 is smaller than stride 1000000, so 999999 of 1000000 outputs get no input"
+    )

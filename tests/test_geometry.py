@@ -52,6 +52,12 @@ def test_multiply_adds_counts_the_pairs_that_reach_the_output(g: Geometry) -> No
     assert g.multiply_adds(2, 3, 5) == 2 * 3 * 5 * trivial * len(pairs(g))
 
 
+@given(lines)
+def test_sources_are_the_pairs_of_each_output(g: Geometry) -> None:
+    found = [(i, k, o) for o in range(g.output_size[2]) for i, k in g.sources(2, o)]
+    assert sorted(found) == sorted(pairs(g))
+
+
 @given(lines, st.integers(0, 20), st.integers(0, 20))
 def test_input_range_holds_every_contributor_and_starts_and_ends_with_reachable_samples(
     g: Geometry, start: int, stop: int

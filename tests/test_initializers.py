@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import tconv3d
 from tconv3d import initializers as init
 
 FALSE_ALARM = 1e-6
@@ -114,6 +115,83 @@ def test_orthogonal(shape: tuple[int, ...]) -> None:
     assert np.allclose(gram, 4 * np.eye(min(flat.shape)))
 
 
+def phases_of(y: np.ndarray, stride: tuple[int, int, int]) -> np.ndarray:
+    """The blocks of one stride each: shape (..., blocks, samples of a block)."""
+    (d, h, w), (sd, sh, sw) = (size // step for size, step in zip(y.shape[-3:], stride, strict=True)), stride
+    blocks = y.reshape(-1, d, sd, h, sh, w, sw).transpose(0, 1, 3, 5, 2, 4, 6)
+    return blocks.reshape(*blocks.shape[:4], -1)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [((4, 4, 4), 2), ((6, 2, 3), (3, 2, 1)), ((2, 2, 2), (2, 2, 2))])
+def test_icnr_starts_as_nearest_neighbor_upsampling(kernel: tuple[int, ...], stride: Any) -> None:
+    steps = (stride,) * 3 if isinstance(stride, int) else stride
+    x = np.random.standard_normal((1, 3, 4, 5, 6))
+    weight = draw(init.ICNR(stride), (3, 2, *kernel), np.float64)
+    y = tconv3d.conv_transpose3d(x, weight, stride=stride)
+    blocks = phases_of(y, steps)
+    assert np.ptp(blocks, axis=-1).max() <= 1e-13 * abs(y).max()
+    # And what each block repeats is the small convolution that the law drew.
+    small = weight[:, :, :: steps[0], :: steps[1], :: steps[2]]
+    np.testing.assert_allclose(blocks[..., 0].reshape(-1), tconv3d.conv_transpose3d(x, small).reshape(-1), atol=1e-13)
+    # Random taps do show the pattern.
+    random = draw(init.HeNormal(), weight.shape, np.float64)
+    assert np.ptp(phases_of(tconv3d.conv_transpose3d(x, random, stride=stride), steps), axis=-1).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [((4, 4, 4), 2, 1), ((3, 3, 3), 2, 1), ((6, 5, 1), (3, 3, 1), (0, 0, 0)), ((5, 8, 9), (2, 4, 3), 0)],
+)
+def test_linear_leaves_no_pattern_on_a_constant(kernel: tuple[int, ...], stride: Any, padding: Any) -> None:
+    x = np.full((1, 2, 6, 6, 6), 5.0)
+    weight = draw(init.Linear(stride), (2, 2, *kernel), np.float64)
+    y = tconv3d.conv_transpose3d(x, weight, stride=stride, padding=padding)[0, :]
+    steps = (stride,) * 3 if isinstance(stride, int) else stride
+    inner = tuple(slice(k, size - k) for k, size in zip(kernel, y.shape[1:], strict=True))
+    np.testing.assert_allclose(y[(slice(None), *inner)], 5, rtol=1e-14)
+    # Taps that are all equal do show it wherever the kernel is no multiple of the stride.
+    flat = tconv3d.conv_transpose3d(x, np.ones_like(weight), stride=stride, padding=padding)[0][(slice(None), *inner)]
+    assert (np.ptp(flat) == 0) == all(k % s == 0 for k, s in zip(kernel, steps, strict=True))
+
+
+def test_linear_interpolates_as_scipy_does() -> None:
+    from scipy import ndimage
+
+    x = np.random.standard_normal((1, 1, 5, 6, 7))
+    weight = draw(init.Linear((2, 3, 2)), (1, 1, 4, 5, 4), np.float64)
+    y = tconv3d.conv_transpose3d(x, weight, stride=(2, 3, 2), padding=(1, 1, 1))[0, 0]
+    zoomed = ndimage.zoom(x[0, 0], (2, 3, 2), order=1, grid_mode=True, mode="nearest")
+    inner = (slice(2, -2), slice(3, -3), slice(2, -2))
+    np.testing.assert_allclose(y[inner], zoomed[inner], atol=1e-13)
+
+
+def test_linear_and_icnr_take_the_law_of_the_channels() -> None:
+    grouped = draw(init.Linear(2, init.Dirac(groups=3)), (3, 1, 4, 4, 4))
+    assert np.array_equal(grouped[0], grouped[2]) and grouped.any()
+    mixed = draw(init.Linear(2, init.HeUniform()), (3, 5, 4, 4, 4))
+    assert np.unique(mixed[:, :, 1, 1, 1]).size == 15
+    assert (draw(init.ICNR(2, init.One()), (1, 1, 2, 2, 2)) == 1).all()
+    assert draw(init.Linear(2), (1, 1, 4, 4, 4), np.complex64).imag.max() == 0
+    assert draw(init.ICNR(2), (1, 1, 4, 4, 4), np.complex64).imag.max() != 0
+
+
+@pytest.mark.parametrize(
+    ("law", "shape", "message"),
+    [
+        (init.ICNR(2), (1, 1, 3, 4, 4), "must be a multiple of the stride"),
+        (init.Linear(2), (1, 1, 4, 4, 2), "at least 2 stride - 1"),
+        (init.ICNR(2), (4,), "must have 5 axes"),
+        (init.Linear(0), (1, 1, 4, 4, 4), "the stride of Linear is 0"),
+        (init.Linear((2, 2)), (1, 1, 4, 4, 4), r"the stride of Linear is \(2, 2\)"),
+    ],
+)
+def test_linear_and_icnr_refuse_what_they_cannot_hold(
+    law: init.Initializer, shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw(law, shape)
+
+
 @pytest.mark.parametrize(
     ("name", "law"),
     [
@@ -204,5 +282,5 @@ def test_empty_tensors_are_filled_without_a_fuss() -> None:
 
 
 def test_laws_are_pickled() -> None:
-    for law, _ in LAWS:
+    for law in [law for law, _ in LAWS] + [init.ICNR(2), init.Linear((1, 2, 3), init.One())]:
         assert pickle.loads(pickle.dumps(law)) == law

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,11 +46,3 @@ def test_the_page_with_one_line_changed(arguments: str, front: int, shape: tuple
     assert ours["output"].shape == shape
     assert np.array_equal(ours["output"], all_ones(front, shape[2:]))
     assert np.array_equal(ours["output"], theirs["output"])
-
-
-def test_the_readmes_code_runs() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    blocks = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "tconv3d.torch" in block]
-    assert blocks
-    for block in blocks:
-        run_page(block)

@@ -52,8 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--input", required=True, metavar="N,C,D,H,W", help="input shape (PyTorch: or C,D,H,W)")
     command.add_argument("--output-size", metavar="D,H,W", help="PyTorch's output_size at the call")
     command.add_argument("--plan", action="store_true", help="also how the engine would run it on this machine")
+    command.add_argument("--overlap", action="store_true", help="also how many kernels overlap: is it a checkerboard?")
     command.set_defaults(
-        run=lambda options: explain.run(options.layer, options.input, options.output_size, options.plan)
+        run=lambda options: explain.run(
+            options.layer, options.input, options.output_size, options.plan, options.overlap
+        )
     )
 
     command = commands.add_parser("migrate", help="source of one framework rewritten for the other; never executed")

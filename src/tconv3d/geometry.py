@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import gcd, prod
 
 from .errors import describe
 
@@ -102,6 +102,27 @@ class Geometry:
         for tap in range(self.kernel_size[axis]):
             taps[tap * dilation % stride].append(tap)
         return tuple(tuple(entry) for entry in taps)
+
+    def sources(self, axis: int, output: int) -> tuple[tuple[int, int], ...]:
+        """Return every pair (input sample, tap) of an axis whose product reaches one output sample.
+
+        Their number is the overlap there: how many kernels lie over this output. Where it differs from output to
+        output, as with a kernel that is no multiple of the stride, results show a checkerboard; where it is 0, the
+        output holds the bias alone. Along all three axes the overlap is the product of the three numbers.
+
+        >>> g = Geometry((4, 4, 4), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (7, 7, 7), groups=1)
+        >>> [g.sources(0, output) for output in range(3)]
+        [((0, 1),), ((1, 0), (0, 2)), ((1, 1),)]
+        """
+        position, stride, dilation = output + self.crop_front[axis], self.stride[axis], self.dilation[axis]
+        shared = gcd(stride, dilation)
+        if position % shared:
+            return ()  # no tap lands on this phase
+        period = stride // shared  # the taps of a phase are this far apart; k d = position modulo the stride
+        first = position // shared * pow(dilation // shared, -1, period) % period
+        taps = range(first, self.kernel_size[axis], period)
+        reached = (((position - tap * dilation) // stride, tap) for tap in taps)
+        return tuple((sample, tap) for sample, tap in reached if 0 <= sample < self.input_size[axis])
 
     def multiply_adds(self, batch: int, in_channels: int, out_channels: int) -> int:
         """Count the products that reach the output; what the crop throws away is not counted.

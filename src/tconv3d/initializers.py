@@ -344,6 +344,79 @@ class VarianceScaling(Initializer):
         return _uniform(shape, real, rng, math.sqrt(3 * variance))
 
 
+@dataclass(frozen=True)
+class ICNR(Initializer):
+    """Taps that are equal over each stride: a layer that starts as nearest-neighbor upsampling, without a checkerboard.
+
+    Random taps give each output phase a law of its own, which is seen as a pattern with the period of the stride. Here
+    ``law`` draws a kernel of kernel_size / stride taps per axis, and each tap is repeated ``stride`` times; all phases
+    then compute the same numbers (Aitken et al., "Checkerboard artifact free sub-pixel convolution", 2017). Give the
+    stride of the layer, one number or three, and use dilation 1. ValueError where the kernel is no multiple of the
+    stride: then the phases have different numbers of taps, and no weights make them equal.
+
+    >>> ICNR(2, Constant(1))((1, 1, 1, 1, 4), np.dtype(np.float32), generator())
+    Traceback (most recent call last):
+        ...
+    ValueError: the kernel for ICNR is (1, 1, 4), but it must be a multiple of the stride (2, 2, 2); use a larger one
+    >>> w = ICNR((1, 1, 2))((1, 1, 1, 1, 4), np.dtype(np.float32), generator()).ravel()
+    >>> bool(w[0] == w[1] and w[2] == w[3])
+    True
+    """
+
+    stride: int | tuple[int, int, int]
+    law: Initializer = HeNormal()
+
+    @property
+    def is_random(self) -> bool:  # type: ignore[override]
+        """Whether the imaginary part of a complex tensor is drawn too, or zero: as ``law`` has it."""
+        return self.law.is_random
+
+    def draw(self, shape: tuple[int, ...], real: type[np.floating[Any]], rng: np.random.Generator) -> Array:
+        kernel, stride = _kernel_of("ICNR", shape), _stride_of("ICNR", self.stride)
+        if any(size % step for size, step in zip(kernel, stride, strict=True)):
+            rule = f"it must be a multiple of the stride {stride}"
+            raise ValueError(describe("the kernel for ICNR", kernel, rule, "use a larger one"))
+        distinct = (size // step for size, step in zip(kernel, stride, strict=True))
+        result = self.law((*shape[:2], *distinct), np.dtype(real), rng)
+        for axis, step in enumerate(stride, start=2):
+            result = np.repeat(result, step, axis)
+        return result
+
+
+@dataclass(frozen=True)
+class Linear(Initializer):
+    """Taps of linear interpolation: a layer that starts as trilinear upsampling by its stride.
+
+    Along each axis tap k is max(0, 1 - |k - (K - 1) / 2| / stride), so [1, 3, 3, 1] / 4 for kernel 4 and stride 2. The
+    taps of every phase add up to 1, so a constant input gives a constant output away from the border. Give the stride
+    of the layer, one number or three, and use dilation 1. ``law`` draws how channels mix, of shape
+    (C_in, C_out / groups, 1, 1, 1): by default channel i goes to channel i; with groups use ``Dirac(groups)``, and any
+    random law for a mixture. ValueError for a kernel below 2 stride - 1, which has no room for the slope.
+
+    >>> Linear((1, 1, 2))((1, 1, 1, 1, 4), np.dtype(np.float32), generator()).ravel()
+    array([0.25, 0.75, 0.75, 0.25], dtype=float32)
+    """
+
+    stride: int | tuple[int, int, int]
+    law: Initializer = Dirac()
+
+    @property
+    def is_random(self) -> bool:  # type: ignore[override]
+        """Whether the imaginary part of a complex tensor is drawn too, or zero: as ``law`` has it."""
+        return self.law.is_random
+
+    def draw(self, shape: tuple[int, ...], real: type[np.floating[Any]], rng: np.random.Generator) -> Array:
+        kernel, stride = _kernel_of("Linear", shape), _stride_of("Linear", self.stride)
+        if any(size < 2 * step - 1 for size, step in zip(kernel, stride, strict=True)):
+            rule = f"it must be at least 2 stride - 1, with the stride {stride}"
+            raise ValueError(describe("the kernel for Linear", kernel, rule, "use twice the stride"))
+        result = self.law((*shape[:2], 1, 1, 1), np.dtype(real), rng)
+        for axis, (size, step) in enumerate(zip(kernel, stride, strict=True)):
+            slope = np.maximum(0, 1 - abs(np.arange(size) - (size - 1) / 2) / step).astype(real)
+            result = result * slope.reshape([size if other == axis else 1 for other in range(3)])
+        return result
+
+
 @dataclass(frozen=True, eq=False)
 class Given(Initializer):
     """A copy of an array that the user supplied; its own dtype wins over the layer's, as in MindSpore.
@@ -442,6 +515,20 @@ def _require_two_axes(shape: Sequence[int]) -> None:
         raise ValueError(
             describe("the shape", tuple(shape), "this law needs two axes or more", "use 'zeros', 'uniform' or 'normal'")
         )
+
+
+def _kernel_of(law: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) != 5:
+        raise ValueError(describe(f"the shape for {law}", shape, "it must have 5 axes", "use 'zeros' for a bias"))
+    return shape[2:]
+
+
+def _stride_of(law: str, stride: object) -> tuple[int, ...]:
+    entries = stride if isinstance(stride, tuple) else (stride,) * 3
+    if len(entries) != 3 or any(type(entry) is not int or entry < 1 for entry in entries):
+        rule = "it must be one int of at least 1, or three"
+        raise ValueError(describe(f"the stride of {law}", stride, rule, "pass the stride of the layer"))
+    return entries
 
 
 def _fan(shape: Sequence[int], mode: str) -> int:

@@ -10,7 +10,7 @@ from ..migrate.differences import differences
 from ..migrate.equal import EqualCall, pad_modes, to_functional, to_mindspore, to_pytorch
 from ..migrate.layer import Layer, resolve
 from ..migrate.signature import SourceText, parse_layer, parse_shape
-from . import _diagram
+from . import _diagram, _overlap
 
 _AXES = ("depth", "height", "width")
 _WIDTH = 110
@@ -18,16 +18,21 @@ _PHASES_SHOWN = 9
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
-def run(layer: str, input_shape: str, output_size: str | None = None, plan: bool = False) -> int:
+def run(layer: str, input_shape: str, output_size: str | None = None, plan: bool = False, overlap: bool = False) -> int:
     """Print the explanation of `layer` on an input of `input_shape`, all three as the user wrote them."""
-    print(explain(layer, parse_shape(input_shape), None if output_size is None else parse_shape(output_size), plan))
+    size = None if output_size is None else parse_shape(output_size)
+    print(explain(layer, parse_shape(input_shape), size, plan, overlap))
     return 0
 
 
 def explain(
-    text: str, input_shape: tuple[int, ...], output_size: tuple[int, ...] | None = None, plan: bool = False
+    text: str,
+    input_shape: tuple[int, ...],
+    output_size: tuple[int, ...] | None = None,
+    plan: bool = False,
+    overlap: bool = False,
 ) -> str:
-    """The whole explanation, with the engine's plans if asked.
+    """The whole explanation, with the engine's plans and the overlap of the kernels if asked.
 
     Raises CommandError for a text that is no layer call, or one that its contract refuses.
     """
@@ -35,6 +40,8 @@ def explain(
     sections = [_cost(layer), _crop(layer), _equal(layer), _bites(layer)]
     if plan:
         sections.insert(1, _plan(layer))
+    if overlap:
+        sections.insert(-2, _overlap.draw(layer.geometry))
     return "\n\n".join("\n".join(lines) for lines in sections)
 
 
