@@ -116,6 +116,14 @@ def operand(rng: Random, right: Array) -> Any:
     return relaid(rng, right)
 
 
+def in_one_place(array: Array, place: Array) -> tuple[Array, Array]:
+    """The array and the place for a result, both at the start of one buffer."""
+    buffer = np.zeros(max(array.size, place.size), place.dtype)
+    view = buffer[: array.size].reshape(array.shape)
+    view[...] = array
+    return view, buffer[: place.size].reshape(place.shape)
+
+
 def result_place(rng: Random, right: Array, operands: list[Any]) -> Any:
     """An `out`: right, or of another shape or dtype, read-only, overlapping itself or an operand."""
     kind = rng.randrange(8)

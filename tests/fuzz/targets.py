@@ -134,7 +134,10 @@ def forward(rng: Random) -> Call:
     if rng.random() < 0.2:
         shape = (*given["input"].shape[:-4], given["weight"].shape[1] * sizes.groups, *sizes.out) if not spoiled else ()
         place = np.full(shape or (1, 2, 3, 3, 3), 7, dtype)
-        given["out"] = hostile.result_place(rng, place, [given["input"], given["weight"]])
+        if shape and rng.random() < 0.2:
+            given["input"], given["out"] = hostile.in_one_place(given["input"], place)
+        else:
+            given["out"] = hostile.result_place(rng, place, [given["input"], given["weight"]])
         spoiled = True
     text = call_text("conv_transpose3d", given)
     passed = {name: tuple(value) if hasattr(value, "__next__") else value for name, value in given.items()}
