@@ -8,13 +8,13 @@ the journal. So workers need the same paths as this process, on a file system th
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ Tell = Callable[[int, int], None]  # called with the bytes that are done and the
 
 _WORKERS = 2  # one block is computed, by all threads of the engine, while the other is read or written
 _DEFAULT_LIMIT = 2 * 2**30
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _QUEUED = 3  # tasks per thread of a cluster that are under way at once
 
 
@@ -91,13 +90,13 @@ class Job:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Tell a full disk from a mistake."""
+        """A disk that is full or fails is no mistake of the program."""
         try:
             yield
         except OSError as error:
-            way_out = "free some room and run again with --resume" if error.errno in _FULL else "run again with --resume"
             raise RequestError(
-                f"{self.target.path} cannot be written: {error.strerror or error}; it is not finished: {way_out}"
+                f"{self.target.path} cannot be written: {error.strerror or error}; it is not finished:"
+                " once there is room, run again with --resume"
             ) from error
 
 
@@ -148,53 +147,76 @@ def _begin(
     threads: int,
 ) -> tuple[Journal | None, Plan]:  # fmt: skip
     """Find out what is at the output's place, and open the journal to go on with; None where all is done already."""
-    path = _journal_path(target)
+    journal = _found(_journal_path(target), options.overwrite)
     try:
-        journal: Journal | None = Journal(path)
-    except FileNotFoundError:
-        journal = None
-    except DamagedJournal:
-        if not options.overwrite:
-            raise
-        journal = None
-    if options.overwrite:
-        if target.path.is_dir() and not formats.is_zarr(target.path):
-            raise RequestError(f"{target.path} is a folder but no zarr store; remove it yourself")
-        target.remove()
-        path.unlink(missing_ok=True)
+        if options.overwrite:
+            _remove(target, journal)
+            journal = None
+        elif journal is not None or target.path.exists():
+            if _is_finished(target, journal, configuration, mark, options.resume):
+                _tidy(target, journal)
+                return None, Plan((), 0)
+        if journal is not None and target.is_prepared():
+            return journal, check_fit(layer, source, target, limit, journal.block_shape)
+        chosen = plan(layer, source, target, limit, threads or _WORKERS)
+    except BaseException:
         if journal is not None:
             journal.close()
-        journal = None
-    elif journal is not None or target.path.exists():
-        found = target.mark_of(target.path)
-        if not options.resume:
-            kind = "is the unfinished output of a run" if journal else "exists"
-            raise RequestError(f"{target.path} {kind}; --resume goes on with it, --overwrite replaces it")
-        if found == mark:
-            _tidy(target, journal)
-            return None, Plan((), 0)
-        if journal is None:
-            why = "was finished with another configuration" if found else "was not begun by this command"
-            raise RequestError(f"{target.path} {why}, so there is nothing to resume; --overwrite replaces it")
-        if hash_of(journal.configuration) != hash_of(configuration):
-            raise RequestError(
-                f"{target.path} was begun with another configuration: {differences(journal.configuration, configuration)};"
-                " repeat the first call to resume it, or replace it with --overwrite"
-            )
-    if journal is not None and target.is_prepared():
-        return journal, check_fit(layer, source, target, limit, journal.block_shape)
-    chosen = plan(layer, source, target, limit, threads or _WORKERS)
+        raise
     if journal is not None:
         journal.remove()
     count = len(boxes(target.shape, chosen.block_shape))
     with Job(source, target, layer, ()).writing():
-        journal = Journal.create(path, configuration, chosen.block_shape, count)
+        journal = Journal.create(_journal_path(target), configuration, chosen.block_shape, count)
         try:
             target.prepare()
         except BaseException:
+            target.remove()
             journal.remove()
             raise
     return journal, chosen
+
+
+def _found(path: Path, overwrite: bool) -> Journal | None:
+    """The journal of an earlier run, None where there is none. A damaged one counts for none if it is to be replaced."""
+    try:
+        return Journal(path)
+    except FileNotFoundError:
+        return None
+    except DamagedJournal:
+        if overwrite:
+            return None
+        raise
+
+
+def _remove(target: Target, journal: Journal | None) -> None:
+    if target.path.is_dir() and not formats.is_zarr(target.path):
+        raise RequestError(f"{target.path} is a folder but no zarr store; remove it yourself")
+    target.remove()
+    _journal_path(target).unlink(missing_ok=True)
+    if journal is not None:
+        journal.close()
+
+
+def _is_finished(
+    target: Target, journal: Journal | None, configuration: dict[str, Any], mark: str, resume: bool
+) -> bool:
+    """Whether the output is whole and that of this call. RequestError where it is not to be gone on with."""
+    found = target.mark_of(target.path)
+    if not resume:
+        kind = "is the unfinished output of a run" if journal else "exists"
+        raise RequestError(f"{target.path} {kind}; --resume goes on with it, --overwrite replaces it")
+    if found == mark:
+        return True
+    if journal is None:
+        why = "was finished with another configuration" if found else "was not begun by this command"
+        raise RequestError(f"{target.path} {why}, so there is nothing to resume; --overwrite replaces it")
+    if hash_of(journal.configuration) != hash_of(configuration):
+        raise RequestError(
+            f"{target.path} was begun with another configuration: {differences(journal.configuration, configuration)};"
+            " repeat the first call to resume it, or replace it with --overwrite"
+        )
+    return False
 
 
 def _tidy(target: Target, journal: Journal | None) -> None:
@@ -219,24 +241,38 @@ def _run_and_note(job: Job, index: int, done: Callable[[int], None]) -> None:
 def _run_there(client: Any, job: Job, todo: list[int], threads: int, done: Callable[[int], None]) -> None:
     """On a cluster. A few tasks per thread are under way at once; a block whose worker died runs on another."""
     distributed = needed("distributed")
-    shared = client.scatter(job, broadcast=True, hash=False)
+    shared = client.submit(_itself, job, pure=False)  # not scattered: what a dead worker held can be made again
     left = iter(todo)
-    workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-    first = [client.submit(Job.run, shared, index, pure=False) for _, index in zip(range(_QUEUED * threads * workers), left)]
-    under_way = set(first)
-    results = distributed.as_completed(first)
+    most = _QUEUED * threads * len(_workers(client))
+    under_way = {client.submit(Job.run, shared, index, pure=False) for index in islice(left, most)}
     try:
+        results = distributed.as_completed(list(under_way))
         for future in results:
             under_way.discard(future)
             done(future.result())
-            index = next(left, None)
-            if index is not None:
+            for index in islice(left, 1):
                 another = client.submit(Job.run, shared, index, pure=False)
                 under_way.add(another)
                 results.add(another)
+    except (RequestError, MemoryError):
+        raise
+    except Exception as error:  # the cluster's own failures: no worker left, blocks that killed several workers
+        raise RequestError(
+            f"the cluster failed: {type(error).__name__}: {error}; {job.target.path} is not finished: run again with --resume"
+        ) from error
     finally:
         # A task that went on after this run would write into an output that may be another run's by then.
-        distributed.wait(under_way)
+        with suppress(Exception):
+            distributed.wait(list(under_way), timeout=60)
+
+
+def _itself(job: Job) -> Job:
+    return job
+
+
+def _workers(client: Any) -> dict[str, int]:
+    """The threads of each worker, by its address."""
+    return dict(client.nthreads())
 
 
 @contextmanager
@@ -247,14 +283,14 @@ def _cluster(address: str | None) -> Iterator[tuple[Any, int]]:
         return
     distributed = needed("distributed")
     try:
-        client = distributed.Client(address, timeout="10s", set_as_default=False)
+        client = distributed.Client(address, timeout="10s")
     except (OSError, ValueError, TimeoutError) as error:
         raise RequestError(f"no scheduler answers at {address}: {error}") from None
     with client:
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        if not workers:
+        threads = _workers(client).values()
+        if not threads:
             raise RequestError(f"the cluster at {address} has no workers; start some")
-        yield client, max(worker["nthreads"] for worker in workers)
+        yield client, max(threads)
 
 
 def _noted(job: Job, journal: Journal, tell: Tell) -> Callable[[int], None]:

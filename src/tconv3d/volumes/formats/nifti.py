@@ -189,7 +189,7 @@ def _header(description: Description, file_axes: tuple[int, ...]) -> Any:
     # Slices of a scanner are no slices of the output.
     for field in ("slice_code", "slice_start", "slice_end", "slice_duration"):
         header[field] = 0
-    header.extensions[:] = [each for each in header.extensions if _text(each) is None]
+    header.extensions[:] = [each for each in (kept.extensions if kept else ()) if _text(each) is None]
     header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", _MARK.encode().ljust(_MARK_BYTES)))
     header.set_data_offset(header.single_vox_offset + header.extensions.get_sizeondisk())
     return header
