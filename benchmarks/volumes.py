@@ -75,7 +75,9 @@ def measure(folder: Path, size: tuple[int, ...]) -> int:
     print(child.stdout.splitlines()[0])
     print(f"input {(folder / 'in.npy').stat().st_size / 2**30:.1f} GiB, output {out_bytes / 2**30:.1f} GiB")
     print(f"peak resident memory {peak / 1e6:.0f} MB of {MEMORY}")
-    print(f"output per second: {rate / 1e6:.0f} MB streamed, {in_memory / 1e6:.0f} MB in memory, {disk / 1e6:.0f} MB disk")
+    print(
+        f"output per second: {rate / 1e6:.0f} MB streamed, {in_memory / 1e6:.0f} MB in memory, {disk / 1e6:.0f} MB disk"
+    )
     print(f"share of the rate in memory {rate / in_memory:.2f}, of what the disk allows {rate / allowed:.2f}")
     print(f"places compared: {len(starts)}, wrong: {wrong}")
     return int(wrong > 0 or peak > 10**9 or rate < WANTED * allowed)
@@ -130,7 +132,9 @@ def check(folder: Path, weight: Any, starts: list[int]) -> int:
     wrong = 0
     for start in starts:
         first, past = max(0, start - 2), min(source.shape[1], start + MARKED + 2)
-        part = tconv3d.conv_transpose3d(np.ascontiguousarray(source[None, :, first:past]), weight, stride=STRIDE, padding=PADDING)
+        part = tconv3d.conv_transpose3d(
+            np.ascontiguousarray(source[None, :, first:past]), weight, stride=STRIDE, padding=PADDING
+        )
         # The cut itself changes one plane of output on either side, unless it is the volume's own border.
         low, high = 2 * STRIDE * (first > 0), part.shape[2] - 2 * STRIDE * (past < source.shape[1])
         there = out[:, first * STRIDE + low : first * STRIDE + high]

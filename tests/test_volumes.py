@@ -15,7 +15,7 @@ from scipy import ndimage
 
 import tconv3d
 from tconv3d.cli import main
-from tconv3d.volumes import plan
+from tconv3d.volumes import plan, streaming
 
 Array = np.ndarray[Any, Any]
 
@@ -86,7 +86,16 @@ def test_a_volume_of_one_sample_and_of_no_neighbors(tmp_path: Path) -> None:
     for shape in ((1, 1, 1), (1, 5, 1), (2, 1, 2)):
         x = np.random.default_rng(0).standard_normal(shape)
         for kernel in ("linear", "cubic", "nearest"):
-            run("upsample", write(tmp_path / "x.npy", x), tmp_path / "y.npy", "--scale", 3, "--kernel", kernel, "--overwrite")
+            run(
+                "upsample",
+                write(tmp_path / "x.npy", x),
+                tmp_path / "y.npy",
+                "--scale",
+                3,
+                "--kernel",
+                kernel,
+                "--overwrite",
+            )
             got = np.load(tmp_path / "y.npy")
             assert got.shape == tuple(3 * size for size in shape)
             if x.size == 1:
@@ -100,7 +109,9 @@ def test_blocks_have_the_bits_of_the_whole_in_every_format(source: str, target: 
     run("upsample", write(tmp_path / source, x), tmp_path / target, "--scale", "2,3,2")
     weight = np.einsum("i,j,k->ijk", [1, 3, 3, 1], [1, 2, 3, 2, 1], [1, 3, 3, 1]) / 4 / 3 / 4
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (1, 1)), mode="edge")
-    whole = tconv3d.conv_transpose3d(padded[:, None], weight[None, None].astype("f4"), stride=(2, 3, 2), padding=(3, 4, 3))
+    whole = tconv3d.conv_transpose3d(
+        padded[:, None], weight[None, None].astype("f4"), stride=(2, 3, 2), padding=(3, 4, 3)
+    )
     got = values(tmp_path / target)
     if ("nii" in source) != ("nii" in target) and "tif" in source + target:  # x, y, z becomes z, y, x and back
         got = got.transpose(0, 3, 2, 1)
@@ -121,7 +132,17 @@ def test_apply_has_the_bits_of_the_whole_on_random_layers(seed: int, tmp_path: P
     arguments = {name: tuple(map(int, value)) for name, value in arguments.items()}
     options = [f"--{name}={','.join(map(str, value))}" for name, value in arguments.items()]
     target = tmp_path / ["y.npy", "y.zarr"][seed % 2]
-    run("apply", tmp_path / "w.npz", write(tmp_path / "x.npy", x), target, "--contract", "pytorch", *options, "--groups", groups)
+    run(
+        "apply",
+        tmp_path / "w.npz",
+        write(tmp_path / "x.npy", x),
+        target,
+        "--contract",
+        "pytorch",
+        *options,
+        "--groups",
+        groups,
+    )
     whole = tconv3d.conv_transpose3d(x, weight, bias, groups=groups, **arguments)
     np.testing.assert_array_equal(values(target), whole)
 
@@ -150,7 +171,11 @@ def test_apply_follows_mindspores_contract(tmp_path: Path) -> None:
 
 def test_a_single_channel_enters_and_leaves_without_an_axis(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    x, many, one = rng.standard_normal((5, 6, 7)), rng.standard_normal((1, 4, 2, 2, 2)), rng.standard_normal((4, 1, 2, 2, 2))
+    x, many, one = (
+        rng.standard_normal((5, 6, 7)),
+        rng.standard_normal((1, 4, 2, 2, 2)),
+        rng.standard_normal((4, 1, 2, 2, 2)),
+    )
     np.save(tmp_path / "many.npy", many)
     np.save(tmp_path / "one.npy", one)
     write(tmp_path / "x.npy", x)
@@ -182,7 +207,9 @@ def test_integers_are_rounded_to_even_and_saturate(tmp_path: Path) -> None:
         np.testing.assert_array_equal(y.ravel(), row)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", ">i2", "int32", "float16", "float64", "complex64", "bool"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "uint16", ">i2", "int32", "float16", "float64", "complex64", "bool"]
+)
 def test_dtypes_come_back_as_they_went(dtype: str, tmp_path: Path) -> None:
     x = (np.random.default_rng(0).random((4, 5, 6)) * 100).astype(dtype)
     if dtype == "complex64":
@@ -215,7 +242,9 @@ def test_a_kernel_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     whole = tconv3d.conv_transpose3d(padded[None], weight, stride=(1, 2, 2), padding=(0, 3, 3))[0]
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), whole)
     np.save(tmp_path / "k.npy", np.ones(3))
-    message = refusal(capsys, "upsample", tmp_path / "x.npy", tmp_path / "z.npy", "--scale", 2, "--kernel", tmp_path / "k.npy")
+    message = refusal(
+        capsys, "upsample", tmp_path / "x.npy", tmp_path / "z.npy", "--scale", 2, "--kernel", tmp_path / "k.npy"
+    )
     assert "kernel's shape is (3, 3, 3)" in message and not (tmp_path / "z.npy").exists()
 
 
@@ -234,8 +263,13 @@ def test_a_kernel_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
-    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(streaming, "_CONNECT", 1)
     write(tmp_path / "x.npy", np.zeros((4, 5, 6), np.float32))
     message = refusal(capsys, "upsample", tmp_path / "x.npy", tmp_path / "y.npy", *options)
     assert words in message and message.count("\n") == 1
@@ -255,7 +289,19 @@ def test_inputs_that_are_no_volume_are_refused(tmp_path: Path, capsys: pytest.Ca
     np.save(tmp_path / "cut.npy", np.zeros((4, 5, 6)))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-1])
     before = sorted(tmp_path.iterdir())
-    for name in ("none.npy", "flat.npy", "empty.npy", "text.npy", "x.npy", "x.tif", "x.nii", "x.nii.gz", "x.png", "folder", "cut.npy"):
+    for name in (
+        "none.npy",
+        "flat.npy",
+        "empty.npy",
+        "text.npy",
+        "x.npy",
+        "x.tif",
+        "x.nii",
+        "x.nii.gz",
+        "x.png",
+        "folder",
+        "cut.npy",
+    ):
         message = refusal(capsys, "upsample", tmp_path / name, tmp_path / "y.npy", "--scale", 2)
         assert name in message and message.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
@@ -271,7 +317,14 @@ def test_weights_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixtur
     }  # fmt: skip
     save_file(tensors, tmp_path / "w.safetensors")
     x = rng.standard_normal((2, 4, 5, 6)).astype("f4")
-    call = ["apply", tmp_path / "w.safetensors", write(tmp_path / "x.npy", x), tmp_path / "y.npy", "--contract", "torch"]
+    call = [
+        "apply",
+        tmp_path / "w.safetensors",
+        write(tmp_path / "x.npy", x),
+        tmp_path / "y.npy",
+        "--contract",
+        "torch",
+    ]
     assert "up1.weight, up2.weight; choose one with --name" in refusal(capsys, *call)
     assert "no weight of five axes named up3" in refusal(capsys, *call, "--name", "up3")
     run(*call, "--name", "up1")

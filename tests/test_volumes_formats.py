@@ -68,7 +68,9 @@ def test_two_matrices_keep_their_own_codes_and_places(tmp_path: Path) -> None:
     assert (header["sform_code"], header["qform_code"]) == (4, 1)
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 0), (3, 2, 1), (4, 2, 1), (2, 2, 0), (5, 3, 1), (3, 1, 1)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 2, 0), (3, 2, 1), (4, 2, 1), (2, 2, 0), (5, 3, 1), (3, 1, 1)]
+)
 def test_apply_moves_the_origin_by_crop_and_kernel(kernel: int, stride: int, padding: int, tmp_path: Path) -> None:
     """A point in the input becomes a blob around the same place of the world."""
     x = np.zeros((9, 9, 9), "f4")
@@ -236,7 +238,9 @@ def test_a_named_array_of_a_group_is_a_plain_one(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("kind", ["imagej", "ome", "plain", "pages"])
 def test_tiff_stacks_keep_kind_axes_and_steps(kind: str, compression: str | None, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    axes, shape = {"imagej": ("TZCYX", (2, 4, 3, 5, 6)), "ome": ("TCZYX", (2, 3, 4, 5, 6))}.get(kind, ("ZYX", (4, 5, 6)))
+    axes, shape = {"imagej": ("TZCYX", (2, 4, 3, 5, 6)), "ome": ("TCZYX", (2, 3, 4, 5, 6))}.get(
+        kind, ("ZYX", (4, 5, 6))
+    )
     data = rng.integers(0, 60000, shape).astype(np.uint16)
     metadata: dict[str, Any] = {"axes": axes}
     if kind == "ome":

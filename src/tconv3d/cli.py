@@ -127,9 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command = commands.add_parser("apply", help="one layer on a volume of any size, from file to file")
-    command.add_argument(
-        "weights", type=Path, metavar="WEIGHTS", help="a .npy, .npz, .safetensors, .pth or .ckpt file"
-    )
+    command.add_argument("weights", type=Path, metavar="WEIGHTS", help="a .npy, .npz, .safetensors, .pth or .ckpt file")
     _add_files(command)
     command.add_argument("--contract", type=_framework, required=True, metavar="FRAMEWORK", help="torch or mindspore")
     command.add_argument("--name", metavar="NAME", help="which layer of WEIGHTS, such as decoder.up1")

@@ -46,12 +46,18 @@ def _chosen(path: Path, shapes: dict[str, tuple[int, ...]], name: str | None) ->
     if name is None:
         if len(weights) == 1:
             return weights[0]
-        found = f"several: {', '.join(weights[:20])}; choose one with --name" if weights else f"none among {list(shapes)[:20]}"
+        found = (
+            f"several: {', '.join(weights[:20])}; choose one with --name"
+            if weights
+            else f"none among {list(shapes)[:20]}"
+        )
         raise CommandError(f"{path}: of tensors with five axes, as a layer's weight has, it holds {found}")
     for key in (name, f"{name}.weight"):
         if key in weights:
             return key
-    raise CommandError(f"{path} holds no weight of five axes named {name} or {name}.weight; it has {', '.join(weights[:20])}")
+    raise CommandError(
+        f"{path} holds no weight of five axes named {name} or {name}.weight; it has {', '.join(weights[:20])}"
+    )
 
 
 def _values(path: Path, key: str, tensor: Tensor | Array) -> Array:

@@ -29,7 +29,9 @@ def run(
     """
     for argument, owner in _OF_ONE_CONTRACT.items():
         if arguments[argument] is not None and owner != contract:
-            raise CommandError(f"--{argument.replace('_', '-')} is an argument of {owner}'s contract, not of {contract}'s")
+            raise CommandError(
+                f"--{argument.replace('_', '-')} is an argument of {owner}'s contract, not of {contract}'s"
+            )
     weight, bias = read_layer(weights, name)
     if not use_bias:
         bias = None
@@ -64,7 +66,7 @@ def _geometry(
     bias_shape: tuple[int, ...] | None,
     arguments: dict[str, Any],
 ) -> Geometry:
-    given = {
+    given: dict[str, Any] = {
         key: sizes(f"--{key.replace('_', '-')}", value)
         for key, value in arguments.items()
         if value is not None and key not in ("groups", "pad_mode")

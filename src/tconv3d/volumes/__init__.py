@@ -7,6 +7,7 @@
     kernels.py     interpolation as a transposed convolution
     layer.py       one layer on parts of a volume, with the bits that the whole would have
     integers.py    rounding and saturation
+    scratch.py     memory that stays with a thread
     memory.py      sizes as people write them; what this process holds
     plan.py        blocks that fit into a memory limit
     journal.py     which blocks are done, on disk in the right order

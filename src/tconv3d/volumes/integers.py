@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RequestError, describe
+from .scratch import scratch
 
 Array = NDArray[Any]
 
@@ -28,7 +29,9 @@ def computing_dtype(*dtypes: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def widened(values: Array, dtype: np.dtype[Any]) -> Array:
-    """Return stored values in the dtype to compute in. RequestError for integers that float64 does not hold.
+    """Return stored values in the dtype to compute in, in this thread's memory or, where nothing changes, as they are.
+
+    RequestError for integers that float64 does not hold.
 
     >>> widened(np.array([3], ">i2"), np.dtype("float32"))
     array([3.], dtype=float32)
@@ -38,11 +41,15 @@ def widened(values: Array, dtype: np.dtype[Any]) -> Array:
         if largest > _EXACT:
             rule = "float64 holds integers up to 2^53 exactly"
             raise RequestError(describe("the largest magnitude of the input", largest, rule, "scale the input"))
-    return values.astype(dtype)
+    if values.dtype == dtype and values.dtype.isnative:
+        return values
+    wide = scratch("widened", values.shape, dtype)
+    np.copyto(wide, values)
+    return wide
 
 
 def narrowed(values: Array, dtype: np.dtype[Any]) -> Array:
-    """Return computed values as they are stored. `values` may be used up.
+    """Return computed values as they are stored, in this thread's memory; `values` are used up.
 
     Integers are rounded, halves to the even one, and kept at the ends of their range: no value wraps around. NaN
     becomes 0. Floating-point dtypes take what comes, as `astype` does.
@@ -53,8 +60,10 @@ def narrowed(values: Array, dtype: np.dtype[Any]) -> Array:
     if values.dtype.kind == "c" and dtype.kind != "c":
         raise RequestError(f"the results are complex, which {dtype} cannot hold; use --dtype complex64")
     if dtype.kind not in "iub":
+        if values.dtype == dtype:
+            return values
         with np.errstate(over="ignore"):
-            return values.astype(dtype, copy=False)
+            return _cast(values, dtype)
     lowest, highest = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
     np.rint(values, out=values)
     np.copyto(values, 0, where=np.isnan(values))
@@ -62,6 +71,12 @@ def narrowed(values: Array, dtype: np.dtype[Any]) -> Array:
     too_high = values >= highest
     np.clip(values, lowest, None, out=values)
     values[too_high] = 0
-    result = values.astype(dtype)
+    result = _cast(values, dtype)
     result[too_high] = highest
+    return result
+
+
+def _cast(values: Array, dtype: np.dtype[Any]) -> Array:
+    result = scratch("narrowed", values.shape, dtype)
+    np.copyto(result, values, casting="unsafe")
     return result

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which blocks of an output are done.
 
-OUT.tconv3d-journal: a line of JSON (the configuration and the cut into blocks), then one byte per block, 0 or 1. A byte is
-set after its block is on the disk, so a run that is killed at any moment loses only blocks in flight; they are computed
-again. The file is locked while a run writes; the lock ends with its process, whichever way that ends.
+OUT.tconv3d-journal: a line of JSON (the configuration and the cut into blocks), then one byte per block, 0 or 1. A byte
+is set after its block is on the disk, so a run that is killed at any moment loses only blocks in flight; they are
+computed again. The file is locked while a run writes; the lock ends with its process, whichever way that ends.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class Journal:
             raise RequestError(f"another run is writing this output now: it holds {path}; wait for it") from None
         except (ValueError, KeyError, TypeError):
             self.close()
-            raise DamagedJournal(f"{path} is damaged, so what is done is not known; start again with --overwrite") from None
+            raise DamagedJournal(
+                f"{path} is damaged, so what is done is not known; start again with --overwrite"
+            ) from None
         self._start = len(line)
 
     @classmethod

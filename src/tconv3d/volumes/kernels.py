@@ -79,7 +79,9 @@ def kernel_from(path: Path, scale: Triple) -> Array:
     for taps, s in zip(weights.shape, scale, strict=True):
         if taps < s or (taps - s) % 2:
             rule = f"a scale of {scale} needs s, s + 2, s + 4, ... taps per axis"
-            raise RequestError(describe("the kernel's shape", weights.shape, rule, "append a zero at each end or at one"))
+            raise RequestError(
+                describe("the kernel's shape", weights.shape, rule, "append a zero at each end or at one")
+            )
     return weights
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,14 +14,12 @@ from numpy.typing import NDArray
 
 from .. import _engine
 from ..blocks import block_of
-from ..errors import RequestError
 from ..geometry import Geometry, Triple
 from . import Box, shape_of
 from .integers import widened
+from .scratch import scratch
 
 Array = NDArray[Any]
-
-_scratch = threading.local()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +78,12 @@ class Layer:
         return (*lead, *space)
 
     def compute(self, box: Box, read: Callable[[Box], Array]) -> Array:
-        """Return the output of a box. It lies in memory that this thread's next call will use again."""
+        """Return the output of a box. It lies in memory that this thread's next call will use again.
+
+        `read` gives a box of the input, which is used up.
+        """
         part = self.input_box(box)
-        stored = read(part)
-        x = widened(stored, self.weight.dtype)
-        del stored
+        x = widened(read(part), self.weight.dtype)
         if self.scaling is not None:
             x *= self.weight.dtype.type(self.scaling[0])
             x += self.weight.dtype.type(self.scaling[1])
@@ -96,7 +94,7 @@ class Layer:
         if self.channel_axis is not None:
             x = np.moveaxis(x, self.channel_axis, -4)
         x = x.reshape(prod(batch), self.in_channels, *block.geometry.input_size)
-        out = _buffer((prod(batch), self.out_channels, *block.geometry.output_size), self.weight.dtype)
+        out = scratch("output", (prod(batch), self.out_channels, *block.geometry.output_size), self.weight.dtype)
         _engine.forward(
             x, _prepared(self), self.bias, block.geometry, out, method=_method(self), origin=block.origin
         )  # fmt: skip
@@ -128,19 +126,3 @@ def _prepared(layer: Layer) -> Any:
 def _method(layer: Layer) -> Triple:
     shape = (1, layer.in_channels, *layer.geometry.input_size)
     return _engine.method_of(shape, layer.weight.shape, layer.geometry, layer.weight.dtype)
-
-
-def _buffer(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Memory that stays with the thread: fresh pages cost more than the arithmetic of many a layer."""
-    wanted = prod(shape) * dtype.itemsize
-    held = getattr(_scratch, "memory", None)
-    if held is None or held.nbytes < wanted:
-        _scratch.memory = held = None
-        _scratch.memory = held = np.empty(wanted, np.uint8)
-    return held[:wanted].view(dtype).reshape(shape)
-
-
-def check_input(layer: Layer, shape: tuple[int, ...]) -> None:
-    """RequestError for volumes without samples."""
-    if 0 in shape or 0 in layer.output_shape(shape):
-        raise RequestError(f"a volume of shape {shape} gives an output of shape {layer.output_shape(shape)}: no samples")

@@ -81,14 +81,27 @@ def bytes_of_block(layer: Layer, source: Source, target: Target, block: tuple[in
     )
     images = prod(block) // prod(block[-3:]) // layer.out_channels
     inputs, outputs = images * layer.in_channels * prod(reach), prod(block)
-    complex_copies = 2 * computing if layer.weight.dtype.kind == "c" else 0
-    masks = 2 if target.dtype.kind in "iub" else 0
     return (
-        inputs * (source.dtype.itemsize + 2 * computing + complex_copies)
-        + outputs * (computing + complex_copies + 2 * target.dtype.itemsize + masks)
-        + source.overhead()
-        + target.overhead()
-    )
+        inputs * _bytes_of_input(layer, source) + outputs * _bytes_of_output(layer, target)
+        + source.overhead() + target.overhead()
+    )  # fmt: skip
+
+
+def _bytes_of_input(layer: Layer, source: Source) -> int:
+    """Per sample: as it was read, as it is computed with, and copies for borders, for batches and for complex parts."""
+    computing = layer.weight.dtype
+    copies = (
+        (source.dtype != computing) + 2 * any(layer.edge) + (len(source.shape) > 4) + 2 * (computing.kind == "c")
+    )  # fmt: skip
+    return source.dtype.itemsize + int(copies) * computing.itemsize
+
+
+def _bytes_of_output(layer: Layer, target: Target) -> int:
+    """Per sample: as it was computed, as it is stored, as it lies in the file, masks of what saturates."""
+    computing, stored = layer.weight.dtype, target.dtype
+    copies = (computing != stored) + (target.slowest_first != tuple(range(len(target.shape))))
+    masks = 2 if stored.kind in "iub" else 0
+    return computing.itemsize * (3 if computing.kind == "c" else 1) + int(copies) * stored.itemsize + masks
 
 
 def _base(layer: Layer) -> int:
@@ -124,7 +137,7 @@ def _largest_fit(layer: Layer, source: Source, target: Target, budget: int) -> t
 
 
 def _half(length: int, unit: int, stride: int) -> int:
-    """About half of a length: whole units; where these are single samples, an even number of strides if that is less."""
+    """About half of a length in whole units; where these are single samples, in pairs of strides if there are some."""
     half = -(-length // 2)
     aligned = _up(half, unit if unit > 1 else 2 * stride)
     return aligned if aligned < length or unit > 1 else half

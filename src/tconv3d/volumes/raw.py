@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import RequestError
 from . import Box, shape_of
+from .scratch import scratch
 
 Array = NDArray[Any]
 
@@ -44,14 +45,14 @@ class RawArray:
             raise RequestError(f"{self.path} is cut off: it has {size:,} bytes, but its header promises {self.end:,}")
 
     def read(self, box: Box) -> Array:
-        """Return a new array with the samples of the box."""
-        part = np.empty(shape_of(box), self.dtype)
+        """Return the samples of the box, in memory that this thread's next read uses again."""
+        part = scratch("read", shape_of(box), self.dtype)
         rows = part.reshape(-1).view(np.uint8)
         place = 0
         with open(self.path, "rb", buffering=0) as file:
             for offset, length in self._runs(box):
                 while length:
-                    got = os.preadv(file.fileno(), [memoryview(rows[place : place + length])], offset)
+                    got = os.preadv(file.fileno(), [rows[place : place + length].data], offset)
                     if not got:
                         raise RequestError(f"{self.path} became shorter while it was read")
                     place, offset, length = place + got, offset + got, length - got
@@ -59,12 +60,16 @@ class RawArray:
 
     def write(self, box: Box, part: Array) -> None:
         """Write the samples of the box; they are on the disk when this returns."""
-        rows = np.ascontiguousarray(part, self.dtype).reshape(-1).view(np.uint8)
+        if not part.flags.c_contiguous or part.dtype != self.dtype:
+            turned = scratch("write", part.shape, self.dtype)
+            np.copyto(turned, part)
+            part = turned
+        rows = part.reshape(-1).view(np.uint8)
         place = 0
         with open(self.path, "r+b", buffering=0) as file:
             for offset, length in self._runs(box):
                 while length:
-                    put = os.pwritev(file.fileno(), [memoryview(rows[place : place + length])], offset)
+                    put = os.pwritev(file.fileno(), [rows[place : place + length].data], offset)
                     place, offset, length = place + put, offset + put, length - put
             os.fsync(file.fileno())
 

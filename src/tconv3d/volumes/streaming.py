@@ -37,6 +37,7 @@ Tell = Callable[[int, int], None]  # called with the bytes that are done and the
 
 _WORKERS = 2  # one block is computed, by all threads of the engine, while the other is read or written
 _DEFAULT_LIMIT = 2 * 2**30
+_CONNECT = 10  # seconds
 _QUEUED = 3  # tasks per thread of a cluster that are under way at once
 
 
@@ -101,7 +102,13 @@ class Job:
 
 
 def stream(
-    source: Source, layer: Layer, out: Path, dtype: np.dtype[Any], settings: dict[str, Any], options: Options, tell: Tell
+    source: Source,
+    layer: Layer,
+    out: Path,
+    dtype: np.dtype[Any],
+    settings: dict[str, Any],
+    options: Options,
+    tell: Tell,
 ) -> Outcome:
     """Run `layer` over `source` into `out`. RequestError where that cannot be done; the text says what is left then.
 
@@ -143,8 +150,8 @@ def stream(
 
 
 def _begin(
-    source: Source, target: Target, layer: Layer, configuration: dict[str, Any], mark: str, options: Options, limit: int,
-    threads: int,
+    source: Source, target: Target, layer: Layer, configuration: dict[str, Any], mark: str, options: Options,
+    limit: int, threads: int,
 ) -> tuple[Journal | None, Plan]:  # fmt: skip
     """Find out what is at the output's place, and open the journal to go on with; None where all is done already."""
     journal = _found(_journal_path(target), options.overwrite)
@@ -152,10 +159,11 @@ def _begin(
         if options.overwrite:
             _remove(target, journal)
             journal = None
-        elif journal is not None or target.path.exists():
-            if _is_finished(target, journal, configuration, mark, options.resume):
-                _tidy(target, journal)
-                return None, Plan((), 0)
+        elif (journal is not None or target.path.exists()) and _is_finished(
+            target, journal, configuration, mark, options.resume
+        ):
+            _tidy(target, journal)
+            return None, Plan((), 0)
         if journal is not None and target.is_prepared():
             return journal, check_fit(layer, source, target, limit, journal.block_shape)
         chosen = plan(layer, source, target, limit, threads or _WORKERS)
@@ -178,7 +186,7 @@ def _begin(
 
 
 def _found(path: Path, overwrite: bool) -> Journal | None:
-    """The journal of an earlier run, None where there is none. A damaged one counts for none if it is to be replaced."""
+    """The journal of an earlier run; None where there is none, or a damaged one that is to be replaced."""
     try:
         return Journal(path)
     except FileNotFoundError:
@@ -258,7 +266,8 @@ def _run_there(client: Any, job: Job, todo: list[int], threads: int, done: Calla
         raise
     except Exception as error:  # the cluster's own failures: no worker left, blocks that killed several workers
         raise RequestError(
-            f"the cluster failed: {type(error).__name__}: {error}; {job.target.path} is not finished: run again with --resume"
+            f"the cluster failed: {type(error).__name__}: {error}; {job.target.path} is not finished:"
+            " run again with --resume"
         ) from error
     finally:
         # A task that went on after this run would write into an output that may be another run's by then.
@@ -283,7 +292,7 @@ def _cluster(address: str | None) -> Iterator[tuple[Any, int]]:
         return
     distributed = needed("distributed")
     try:
-        client = distributed.Client(address, timeout="10s")
+        client = distributed.Client(address, timeout=_CONNECT)
     except (OSError, ValueError, TimeoutError) as error:
         raise RequestError(f"no scheduler answers at {address}: {error}") from None
     with client:

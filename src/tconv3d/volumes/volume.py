@@ -42,7 +42,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, box: Box) -> Array:
-        """A new array of the box's samples."""
+        """The box's samples, in memory that the caller may change and that this thread's next read may use again."""
 
     def overhead(self) -> int:
         """Bytes that a read takes for the time of the call, beyond its result."""
@@ -55,7 +55,7 @@ class Source(abc.ABC):
             "shape": list(self.shape), "dtype": self.dtype.str, "bytes": status.st_size, "changed": status.st_mtime_ns,
         }  # fmt: skip
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most formats leave nothing behind
         """Remove what was unpacked."""
 
 
@@ -160,7 +160,9 @@ def make_room(path: Path, size: int) -> None:
         if free < size:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-            raise RequestError(f"{path} needs {size:,} bytes, but its disk has {free:,} left; free some, or write elsewhere")
+            raise RequestError(
+                f"{path} needs {size:,} bytes, but its disk has {free:,} left; free some, or write elsewhere"
+            )
         file.truncate(size)
         os.fsync(file.fileno())
 
@@ -183,4 +185,6 @@ def check_dtype(path: Path, dtype: np.dtype[Any]) -> None:
 def check_axes(path: Path, shape: tuple[int, ...]) -> None:
     """RequestError unless there are three axes of space."""
     if len(shape) < 3:
-        raise RequestError(f"{path} has shape {tuple(shape)}, but a volume has at least three axes: depth, height, width")
+        raise RequestError(
+            f"{path} has shape {tuple(shape)}, but a volume has at least three axes: depth, height, width"
+        )

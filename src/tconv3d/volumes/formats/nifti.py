@@ -197,7 +197,9 @@ def _header(description: Description, file_axes: tuple[int, ...]) -> Any:
 
 def _place(header: Any, description: Description, kept: Any) -> None:
     """Both matrices of the source moved to the output's voxels, each under its own code; step sizes likewise."""
-    lead = [1.0 if axis is None or kept is None else float(kept.get_zooms()[3 + axis]) for axis in description.lead_from]
+    lead = [
+        1.0 if axis is None or kept is None else float(kept.get_zooms()[3 + axis]) for axis in description.lead_from
+    ]
     affine = description.affine
     if affine is None:
         affine = description.to_input

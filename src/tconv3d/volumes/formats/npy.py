@@ -24,6 +24,7 @@ from ..raw import RawArray
 from ..volume import Description, Source, Target, check_axes, check_dtype, make_room
 
 Array = NDArray[Any]
+_format: Any = np.lib.format
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +44,11 @@ def open_source(path: Path, scratch: Path) -> Source:
     """Read the header alone."""
     try:
         with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
+            version = _format.read_magic(file)
             if version == (1, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+                shape, fortran, dtype = _format.read_array_header_1_0(file)
             else:
-                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+                shape, fortran, dtype = _format.read_array_header_2_0(file)
             offset = file.tell()
     except (ValueError, EOFError) as error:
         raise RequestError(f"{path} is no .npy file, or one that is not finished: {error}") from None
@@ -103,9 +104,9 @@ class NpyTarget(Target):
 
 
 def _header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    fields = {"descr": _format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     text = io.BytesIO()
-    np.lib.format.write_array_header_1_0(text, fields)
+    _format.write_array_header_1_0(text, fields)
     return text.getvalue()
 
 

@@ -71,7 +71,9 @@ class TiffSource(Source):
                 if page is None:
                     raise RequestError(f"{self.path} lacks the page of {dict(zip(self.axes, place, strict=False))}")
                 target = tuple(i - start for i, (start, _) in zip(place, box, strict=False))
-                part[target] = page.asarray().reshape([self.shape[a] for a in self.file_axes[outer:]])[slices_of(box[outer:])]
+                part[target] = page.asarray().reshape([self.shape[a] for a in self.file_axes[outer:]])[
+                    slices_of(box[outer:])
+                ]
         return part
 
 
@@ -194,7 +196,7 @@ def _spacing(file: Any, page: Any) -> tuple[Array | None, str]:
         found = _ome_spacing(file.ome_metadata)
         if found is not None:
             return found
-    metadata = file.imagej_metadata or (file.shaped_metadata or ({},))[0]
+    metadata: dict[str, Any] = file.imagej_metadata or (file.shaped_metadata or ({},))[0]
     x, y = (_pixel(page, name) for name in ("XResolution", "YResolution"))
     if x is None or y is None or not (file.is_imagej or "spacing" in metadata):
         return None, ""

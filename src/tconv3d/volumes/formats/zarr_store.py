@@ -58,7 +58,8 @@ class ZarrSource(Source):
 
     def overhead(self) -> int:
         """See `Source.overhead`: decoded and encoded chunks in flight."""
-        return 2 * _AT_ONCE * math.prod(self.header.chunks) * self.dtype.itemsize
+        chunks: tuple[int, ...] = self.header.chunks
+        return 2 * _AT_ONCE * math.prod(chunks) * self.dtype.itemsize
 
     def identity(self) -> dict[str, Any]:
         """Every file of the store takes part, by size and time of change."""
@@ -85,7 +86,7 @@ def open_source(path: Path, scratch: Path) -> Source:
         raise
     except Exception as error:  # what is no zarr store ends in errors of zarr, json or the file system
         raise RequestError(f"{path} cannot be read as zarr: {type(error).__name__}: {error}") from None
-    if group is None and str(attributes.get(_ATTRIBUTE, "")).startswith("incomplete") or _is_incomplete(attributes):
+    if attributes.get(_ATTRIBUTE) == _INCOMPLETE:
         raise RequestError(f"{path} is an output that was not finished; finish it with --resume where it was begun")
     check_dtype(path, array.dtype)
     check_axes(path, array.shape)
@@ -314,9 +315,8 @@ def _create(
     extra: dict[str, Any] = {"dimension_names": names} if zarr_format == 3 else {}
     if zarr_format == 2 and nested:
         extra["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
-    zarr.create_array(
-        str(path), shape=shape, chunks=chunks, dtype=dtype, fill_value=0, zarr_format=zarr_format, overwrite=True, **extra
-    )  # fmt: skip
+    extra |= {"zarr_format": zarr_format, "overwrite": True}
+    zarr.create_array(str(path), shape=shape, chunks=chunks, dtype=dtype, fill_value=0, **extra)
 
 
 def _create_group(path: Path, zarr_format: int | None, attributes: dict[str, Any]) -> None:
@@ -329,7 +329,7 @@ def _write(path: Path, box: Box, part: Array) -> None:
     """Write a box of whole chunks, then put their files and names on the disk."""
     array = _open(path, "r+")
     array[slices_of(box)] = part
-    folders = set()
+    folders: set[Path] = set()
     ranges = (range(start // chunk, -(-stop // chunk)) for (start, stop), chunk in zip(box, array.chunks, strict=True))
     for place in itertools.product(*ranges):
         key = array.metadata.encode_chunk_key(place) if hasattr(array, "metadata") else array._chunk_key(place)
@@ -354,10 +354,6 @@ def _set_mark(path: Path, mark: str) -> None:
     sync_folder(path)
 
 
-def _is_incomplete(attributes: dict[str, Any]) -> bool:
-    return attributes.get(_ATTRIBUTE) == _INCOMPLETE
-
-
 def _format(array: Any) -> int:
     return int(getattr(getattr(array, "metadata", None), "zarr_format", 2))
 
@@ -379,7 +375,7 @@ def _dataset(path: Path, attributes: dict[str, Any]) -> str:
 
 
 def _placed(path: Path, multiscale: dict[str, Any]) -> tuple[str, Array, str]:
-    """The letters of the leading axes, the matrix to the world, the unit. RequestError unless the axes end in z, y, x."""
+    """The letters of the leading axes, the matrix to the world, the unit; RequestError unless the axes end in space."""
     try:
         axes = multiscale["axes"]
         names = [axis["name"] for axis in axes]
