@@ -60,10 +60,13 @@ inline double two_tap_cycles(double terms, double products, double kinds, double
   return multiply + panels + packed + vectors * (kTransformedVector * kinds * channels + kSharedVector * products * columns);
 }
 
-// A thread that has slept takes some 50 microseconds to come, and shares its core with whatever else spins there: one thread for each so many cycles
-// of work. page_example_1 takes 0.16 ms on one thread and 0.5 to 0.64 on two right after a call of PyTorch.
-constexpr double kCyclesPerThread = 6e5;
-inline int useful_threads(double cycles, int threads) { return std::clamp(int(std::min(cycles / kCyclesPerThread, double(threads))), 1, threads); }
+// A thread that has slept takes some 50 microseconds to come: one thread for each so many cycles of work. One of a framework's team comes in a few:
+// page_example_1 takes 0.15 ms on one thread and 0.08 on the two of PyTorch's team.
+constexpr double kCyclesPerThread = 6e5, kCyclesPerTeamThread = 1.5e5;
+inline int useful_threads(double cycles, int threads, bool team) {
+  if (team) return cycles < 2 * kCyclesPerTeamThread ? 1 : threads;  // the team as it is
+  return std::clamp(int(std::min(cycles / kCyclesPerThread, double(threads))), 1, threads);
+}
 
 // Tasks handed to threads one by one: the last round may leave threads idle, and a thread that is late (another process, a page fault) costs
 // part of a task.

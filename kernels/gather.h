@@ -100,7 +100,7 @@ inline std::string by(std::initializer_list<int64_t> sizes) {
 // body(task, scratch) for every task, each thread with scratch of so many elements of its own.
 template <class T, class F>
 void run_tasks(int64_t tasks, int64_t scratch_size, const Options& options, F body) {
-  const int threads = int(std::min<int64_t>(options.threads, tasks));
+  const int threads = tasks == 1 ? 1 : options.threads;
   const int64_t each = (scratch_size * int64_t(sizeof(T)) + 127) / 64 * 64 / int64_t(sizeof(T));
   Scratch scratch(size_t(each * threads) * sizeof(T));
   T* const base = reinterpret_cast<T*>(scratch.data());

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A persistent pool: short spin, then sleep. Not OpenMP: after libgomp ran in a parent, a forked child hangs in it.
+// The OpenMP team of a framework, where the process has one of the right size (openmp.h), else a persistent pool: short spin, then sleep. Not
+// OpenMP alone: after libgomp ran in a parent, a forked child hangs in it.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,9 @@ void set_num_threads(int n);
 
 // Makes the pool and its fork handler; called once, when the library is loaded.
 void start_pool();
+
+// Would so many threads be those of a framework's OpenMP team? They are awake right after its operators.
+bool has_team(int threads);
 
 struct Interrupted {};  // thrown when the stop callback of parallel_for returned true
 

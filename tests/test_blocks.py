@@ -82,5 +82,5 @@ def test_refusals() -> None:
     geometry = Geometry((4, 4, 4), (3, 3, 3), (2, 2, 2), (1, 1, 1), (0, 0, 0), (9, 9, 9), 1)
     with pytest.raises(ValueError, match=r"axis 1 is \(4, 4\), but they must add up to the 9 samples"):
         list(blocks(geometry, ((9,), (4, 4), (9,))))
-    with pytest.raises(ValueError, match="memory for blocks is 100, but 2 of the smallest blocks take"):
+    with pytest.raises(ValueError, match="memory for blocks is 100, but the smallest block takes 3232 bytes, times 2"):
         choose_chunks(geometry, memory=100, input_bytes=400, output_bytes=4, workers=2)

@@ -122,3 +122,20 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
     for rank, kind in itertools.product(range(2), range(2)):
         for grad_, other in zip(results[rank][kind], expected, strict=True):
             np.testing.assert_allclose(grad_, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_forked_process_computes_without_the_team_of_its_parent() -> None:
+    """PyTorch's threads, which the engine shares, do not exist in a child; waiting for them would never end."""
+    layer = face.ConvTranspose3d(32, 32, 3, stride=2).requires_grad_(False)
+    x = torch.randn(1, 32, 16, 16, 16)
+    expected = layer(x)
+    receive, send = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=lambda: send.send_bytes(layer(x).numpy().tobytes()))
+    child.start()
+    try:
+        assert receive.poll(60), "the child hangs"
+        assert receive.recv_bytes() == expected.numpy().tobytes()
+    finally:
+        child.kill()
+        child.join()

@@ -119,6 +119,11 @@ class PreparedWeight:
         return self._weight.dtype
 
     @property
+    def array(self) -> Array:
+        """The frozen copy; read-only."""
+        return self._weight
+
+    @property
     def ndim(self) -> int:
         """Always 5."""
         return self._weight.ndim
@@ -141,7 +146,7 @@ def method_of(input_shape: tuple[int, ...], weight_shape: tuple[int, ...], geome
     (n, channels, *size), (_, columns, *kernel) = input_shape, weight_shape
     shapes = (n, real * channels, *size), (real * channels, real * columns, *kernel)
     ask: Any = _core.method_of
-    return cast("Triple", ask(*shapes, *geometry_at(geometry)))
+    return cast("Triple", tuple(ask(*shapes, *geometry_at(geometry))))
 
 
 def forward(
@@ -153,10 +158,12 @@ def forward(
     *,
     method: Triple | None = None,
     origin: Triple = (0, 0, 0),
+    threads: int = 0,
 ) -> Array:
     """Return the transposed convolution of x (N, C_in, D, H, W), written into ``out`` where given.
 
     For a part of a whole: ``method`` is `method_of` of the whole, ``origin`` the place of x's first sample in it.
+    ``threads`` 0 stands for `get_num_threads`.
     """
     groups = geometry.groups
     if method is not None:
@@ -174,11 +181,12 @@ def forward(
             real,
             geometry,
             method,
+            threads,
         )
         _join_complex(real, out, groups)
         return out
     target = out if _is_addressable(out) else _empty(shape, out.dtype)
-    _forward(x, weight, bias, target, geometry, method)
+    _forward(x, weight, bias, target, geometry, method, threads)
     if target is not out:
         out[...] = target
     return out
@@ -234,11 +242,12 @@ def _forward(
     out: Array,
     geometry: Geometry,
     method: Triple | None,
+    threads: int,
 ) -> None:
     core_weight, packed = _weight_arguments(weight, geometry.groups)
     core_bias = None if bias is None else _addressable(bias)
-    arguments = _geometry_arguments(geometry)
-    _core.forward(_addressable(x), core_weight, core_bias, _bits(out), *arguments, packed=packed, method=method)
+    arguments = (*_geometry_arguments(geometry), threads, packed)
+    _core.forward(_addressable(x), core_weight, core_bias, _bits(out), *arguments, method=method)
 
 
 def _moved(pairing: int, start: int) -> int:

@@ -168,19 +168,35 @@ def choose_chunks(geometry: Geometry, *, memory: int, input_bytes: int, output_b
     >>> [sizes[0] for sizes in choose_chunks(g, memory=2 << 20, input_bytes=4, output_bytes=4)]
     [44, 64, 128]
     """
-    edge = list(geometry.output_size)
-    pieces = [1, 1, 1]
-    while (need := workers * _bytes_of_block(geometry, edge, input_bytes, output_bytes)) > memory:
+    share = memory // workers
+    edge = fitting_edge(geometry, geometry.output_size, share, input_bytes, output_bytes)
+    need = _bytes_of_block(geometry, edge, input_bytes, output_bytes)
+    if need > share:
+        rule = f"the smallest block takes {need} bytes, times {workers} that run at once"
+        raise ValueError(describe("the memory for blocks", memory, rule, "allow more, or run fewer at once"))
+    return even_chunks(geometry, edge)
+
+
+def fitting_edge(geometry: Geometry, largest: Triple, memory: int, input_bytes: int, output_bytes: int) -> Triple:
+    """Return edges of at most ``largest`` for one block in ``memory`` bytes, or the smallest edges where none fits.
+
+    An edge that is cut takes a whole part of ``largest``, rounded up to two strides. See `choose_chunks`.
+
+    >>> g = Geometry((64, 64, 64), (4, 4, 4), (2, 2, 2), (1, 1, 1), (1, 1, 1), (128, 128, 128), groups=1)
+    >>> fitting_edge(g, (64, 64, 64), 1 << 18, 4, 4)
+    (32, 32, 32)
+    """
+    edge, parts = [max(1, length) for length in largest], [1, 1, 1]
+    while _bytes_of_block(geometry, edge, input_bytes, output_bytes) > memory:
         axis = _axis_to_cut(geometry, edge)
         if axis is None:
-            rule = f"{workers} of the smallest blocks take {need} bytes together"
-            raise ValueError(describe("the memory for blocks", memory, rule, "allow more, or run fewer at once"))
+            break
         smaller = edge[axis]
-        while smaller == edge[axis]:
-            pieces[axis] += 1
-            smaller = _aligned(-(-geometry.output_size[axis] // pieces[axis]), geometry.stride[axis])
+        while smaller >= edge[axis]:
+            parts[axis] += 1
+            smaller = _aligned(-(-largest[axis] // parts[axis]), geometry.stride[axis])
         edge[axis] = smaller
-    return even_chunks(geometry, [max(1, step) for step in edge])
+    return edge[0], edge[1], edge[2]
 
 
 def _axis_to_cut(geometry: Geometry, edge: Sequence[int]) -> int | None:

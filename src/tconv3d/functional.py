@@ -24,7 +24,7 @@ from . import _engine, reference
 from ._engine import PreparedWeight
 from .contracts import pytorch
 from .errors import AllocationTooLarge, describe
-from .geometry import Geometry
+from .geometry import Geometry, Triple
 
 Array = NDArray[Any]
 Size = int | Sequence[int]
@@ -211,7 +211,7 @@ def run_forward(
     >>> run_forward(x, x, None, g, pytorch.check_dtypes).item()
     9.0
     """
-    dtype = _common_dtype(check_dtypes, input.dtype, weight.dtype, None if bias is None else bias.dtype)
+    dtype = common_dtype(check_dtypes, input.dtype, weight.dtype, None if bias is None else bias.dtype)
     shape = output_shape(input.shape, weight.shape, geometry)
     check_memory("output", shape, dtype)
     if out is not None:
@@ -219,7 +219,7 @@ def run_forward(
     batched = input if len(shape) == 5 else input[None]
     target = out if out is None or len(shape) == 5 else out[None]
     if isinstance(weight, PreparedWeight):
-        _check_prepared(weight, geometry)
+        check_prepared(weight, geometry)
     elif dtype == _INT64:
         result = reference.forward(batched, weight, bias, geometry)
         if out is None:
@@ -230,6 +230,49 @@ def run_forward(
     if out is not None:
         return out
     return result if len(shape) == 5 else result[0]
+
+
+def block_method(
+    input_shape: Sequence[int], weight_shape: Sequence[int], geometry: Geometry, dtype: np.dtype[Any]
+) -> Triple:
+    """Return what `run_block` needs to know of the whole to give its bits: how the engine would form its products.
+
+    >>> g = Geometry((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1), 1)
+    >>> block_method((1, 1, 1, 1, 1), (1, 1, 1, 1, 1), g, np.dtype(float))
+    (0, 0, 0)
+    """
+    if dtype == _INT64:
+        return 0, 0, 0
+    batched = input_shape if len(input_shape) == 5 else (1, *input_shape)
+    return _engine.method_of(tuple(batched), tuple(weight_shape), geometry, dtype)
+
+
+def run_block(
+    input: Array,
+    weight: Array | PreparedWeight,
+    bias: Array | None,
+    geometry: Geometry,
+    *,
+    method: Triple,
+    origin: Triple,
+    threads: int = 0,
+) -> Array:
+    """Run one block of a resolved call whose operands were checked; ``input`` may lack the batch axis.
+
+    ``geometry`` and ``origin`` are those of `tconv3d.blocks.Block`, ``method`` is `block_method` of the whole;
+    ``threads`` 0 stands for the engine's own count.
+
+    >>> g = Geometry((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1), 1)
+    >>> x = np.full((1, 1, 1, 1, 1), 3.0)
+    >>> run_block(x, x, None, g, method=(0, 0, 0), origin=(0, 0, 0)).item()
+    9.0
+    """
+    batched = input if input.ndim == 5 else input[None]
+    if input.dtype == _INT64 and not isinstance(weight, PreparedWeight):
+        result = reference.forward(batched, weight, bias, geometry)
+    else:
+        result = _engine.forward(batched, weight, bias, geometry, method=method, origin=origin, threads=threads)
+    return result if input.ndim == 5 else result[0]
 
 
 def run_input_grad(
@@ -245,7 +288,7 @@ def run_input_grad(
     dtype = _float_dtype(check_dtypes, grad_output.dtype, weight.dtype)
     check_memory("input gradient", (*grad_output.shape[:-4], weight.shape[0], *geometry.input_size), dtype)
     if isinstance(weight, PreparedWeight):
-        _check_prepared(weight, geometry)
+        check_prepared(weight, geometry)
     batched = grad_output if grad_output.ndim == 5 else grad_output[None]
     result = _engine.input_grad(batched, weight, geometry)
     return result if grad_output.ndim == 5 else result[0]
@@ -373,23 +416,32 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 
 
 @lru_cache(maxsize=256)
-def _common_dtype(
+def common_dtype(
     check_dtypes: DtypeCheck, first: np.dtype[Any], second: np.dtype[Any], third: np.dtype[Any] | None = None
 ) -> np.dtype[Any]:
-    """Return the native dtype of operands that pass the contract's rules."""
+    """Return the native dtype of operands that pass the contract's rules.
+
+    >>> common_dtype(pytorch.check_dtypes, np.dtype(">f4"), np.dtype("float32")).name
+    'float32'
+    """
     check_dtypes(dtype_name(first), dtype_name(second), None if third is None else dtype_name(third))
     return first.newbyteorder("=")
 
 
 def _float_dtype(check_dtypes: DtypeCheck, first: np.dtype[Any], second: np.dtype[Any]) -> np.dtype[Any]:
     """As above without int64, which has no gradients and nothing to prepare."""
-    dtype = _common_dtype(check_dtypes, first, second)
+    dtype = common_dtype(check_dtypes, first, second)
     if dtype == _INT64:
         raise NotImplementedError(describe("the dtype", "int64", "it goes forward only", "convert it to float64"))
     return dtype
 
 
-def _check_prepared(weight: PreparedWeight, geometry: Geometry) -> None:
+def check_prepared(weight: PreparedWeight, geometry: Geometry) -> None:
+    """Raise ValueError if a weight was prepared for other numbers than those of the call.
+
+    >>> g = Geometry((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1), 1)
+    >>> check_prepared(prepare(np.ones((1, 1, 1, 1, 1))), g)
+    """
     for name in ("stride", "dilation", "groups"):
         packed, asked = getattr(weight, name), getattr(geometry, name)
         if packed != asked:

@@ -21,8 +21,8 @@ for isa in "${isas[@]}"; do
   "$compiler" "${flags[@]}" -O3 ${isa_flags[$isa]} -c "kernels/isa/$isa.cc" -o "$work/isa_$isa.o"
   flags+=("-DTCONV3D_HAVE_${isa^^}")
 done
-for source in kernels/{engine,region,spatial,phased,channels,panels,two_tap,two_tap_panels,two_tap_region,weight_grad,memory,threads,isa/isa}.cc tests/kernels/selftest.cc; do
+for source in kernels/{engine,region,spatial,phased,channels,panels,two_tap,two_tap_panels,two_tap_region,weight_grad,memory,openmp,threads,isa/isa}.cc tests/kernels/selftest.cc; do
   "$compiler" "${flags[@]}" -O1 -c "$source" -o "$work/$(basename "$source" .cc).o"
 done
-"$compiler" -static "$work"/*.o -lpthread -o "$work/selftest"
+"$compiler" -static "$work"/*.o -lpthread -ldl -o "$work/selftest"
 $emulator "$work/selftest" "${CASES:-100}"

@@ -7,7 +7,8 @@
 Eager calls on plain CPU tensors of float16, bfloat16, float32 and float64 run in the engine at once. What wants to see
 an operator (torch.compile, torch.export, torch.func, forward-mode derivatives, fake tensors, modes) sees one of this
 library, which ends in the engine too; torch.jit, other devices and other dtypes get PyTorch's own, with the same
-meaning. `accelerate` exchanges the layers of a finished model, `freeze` keeps packed weights.
+meaning. `accelerate` exchanges the layers of a finished model, `freeze` keeps packed weights; `tconv3d.torch.sharded`
+spreads one volume over several processes.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def boxes(shape: tuple[int, ...], block_shape: tuple[int, ...]) -> list[Box]:
 
 def bytes_of_block(layer: Layer, source: Source, target: Target, block: tuple[int, ...]) -> int:
     """Return the most bytes that a block of this shape takes while it is computed."""
-    geometry, computing = layer.geometry, layer.weight.dtype.itemsize
+    geometry = layer.geometry
     reach = (
         min(size, (length + kernel - 2) // stride + 2)
         for size, length, kernel, stride in zip(
