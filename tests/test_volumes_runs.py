@@ -42,7 +42,7 @@ from tconv3d.cli import main
 from tconv3d.volumes import plan
 from tconv3d.volumes.formats import zarr_store
 plan.LARGEST_BLOCK = zarr_store._RUN_CHUNK = int(block)
-zarr_store._EDGE = 16
+zarr_store._EDGE, zarr_store._SMALLEST_CHUNK = 16, 0
 sys.exit(main(arguments))
 """
 
@@ -61,6 +61,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "LARGEST_BLOCK", 20_000)
     monkeypatch.setattr(zarr_store, "_RUN_CHUNK", 20_000)
     monkeypatch.setattr(zarr_store, "_EDGE", 16)
+    monkeypatch.setattr(zarr_store, "_SMALLEST_CHUNK", 0)
 
 
 @pytest.fixture
@@ -238,6 +239,9 @@ def test_an_unfinished_output_that_was_removed_is_begun_again(
     interrupted: tuple[Path, Path], whole: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target = interrupted
+    target.write_bytes(b"mine")
+    assert "not what the earlier run left" in refusal(capsys, "upsample", source, target, "--scale", 2, "--resume")
+    assert target.read_bytes() == b"mine"
     target.unlink()
     capsys.readouterr()
     assert main(["upsample", str(source), str(target), "--scale", "2", "--resume"]) == 0
@@ -423,7 +427,7 @@ from tconv3d.volumes import plan
 from tconv3d.volumes.formats import zarr_store
 
 plan.LARGEST_BLOCK = 20_000
-zarr_store._EDGE = 16
+zarr_store._EDGE, zarr_store._SMALLEST_CHUNK = 16, 0
 source, journal, *targets = sys.argv[1:]
 
 

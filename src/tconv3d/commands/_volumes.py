@@ -29,7 +29,10 @@ def run_layer(
     formats.target_class(target)
     _check_places(source, target)
     begun = time.monotonic()
-    volume = formats.open_source(source, target.with_name(f".{target.name}.unpacked"))
+    try:
+        volume = formats.open_source(source, target.with_name(f".{target.name}.unpacked"))
+    except OSError as error:
+        raise CommandError(f"{error.filename or source} cannot be opened: {error.strerror or error}") from None
     try:
         if 0 in volume.shape:
             raise CommandError(f"{source} has shape {volume.shape}: there is nothing in it")

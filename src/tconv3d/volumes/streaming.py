@@ -166,6 +166,8 @@ def _begin(
             return None, Plan((), 0)
         if journal is not None and target.is_prepared():
             return journal, check_fit(layer, source, target, limit, journal.block_shape)
+        if journal is not None and target.working_path.is_file() and target.working_path.stat().st_size:
+            raise RequestError(f"{target.path} is not what the earlier run left; --overwrite replaces it")
         chosen = plan(layer, source, target, limit, threads or _WORKERS)
     except BaseException:
         if journal is not None:

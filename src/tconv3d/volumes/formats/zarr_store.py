@@ -13,6 +13,7 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,10 @@ Array = NDArray[Any]
 _ATTRIBUTE = "tconv3d"
 _INCOMPLETE = "incomplete: finish it with --resume"
 _LARGEST_CHUNK = 8 * 2**20
+_SMALLEST_CHUNK = 2**17  # smaller ones make millions of files of an upsampled volume
 _RUN_CHUNK = 4 * 2**20
 _EDGE = 128
+_SYNCS = 8  # files whose way to the disk is waited for at once
 _AT_ONCE = 4  # chunks that zarr-python 3 decodes or encodes at once, by the setting below
 
 
@@ -155,7 +158,7 @@ class ZarrTarget(Target):
         return None
 
     def _chosen_chunks(self) -> tuple[int, ...]:
-        """Those of a zarr source, else cubes; none above 8 MiB."""
+        """Those of a zarr source, else cubes; of 128 KiB to 8 MiB."""
         lead = [1] * (len(self.shape) - 3)
         space = [_EDGE] * 3
         if self._kept is not None:
@@ -166,6 +169,12 @@ class ZarrTarget(Target):
         while math.prod(chunks) * self.dtype.itemsize > _LARGEST_CHUNK:
             longest = chunks.index(max(chunks))
             chunks[longest] = -(-chunks[longest] // 2)
+        while math.prod(chunks) * self.dtype.itemsize < _SMALLEST_CHUNK:
+            short = [axis for axis in (-3, -2, -1) if chunks[axis] < self.shape[axis]]
+            if not short:
+                break
+            axis = min(short, key=lambda axis: chunks[axis])
+            chunks[axis] = min(self.shape[axis], 2 * chunks[axis])
         return tuple(chunks)
 
     def _rescaled_attributes(self) -> dict[str, Any]:
@@ -329,20 +338,22 @@ def _write(path: Path, box: Box, part: Array) -> None:
     """Write a box of whole chunks, then put their files and names on the disk."""
     array = _open(path, "r+")
     array[slices_of(box)] = part
-    folders: set[Path] = set()
     ranges = (range(start // chunk, -(-stop // chunk)) for (start, stop), chunk in zip(box, array.chunks, strict=True))
-    for place in itertools.product(*ranges):
-        key = array.metadata.encode_chunk_key(place) if hasattr(array, "metadata") else array._chunk_key(place)
-        file = path / key
-        with suppress(FileNotFoundError):  # a chunk of zeros is not stored
-            handle = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-            folders.update(parent for parent in file.parents if parent == path or path in parent.parents)
-    for folder in folders:
-        sync_folder(folder)
+    encode = array.metadata.encode_chunk_key if hasattr(array, "metadata") else array._chunk_key
+    files = [path / encode(place) for place in itertools.product(*ranges)]
+    with ThreadPoolExecutor(_SYNCS) as pool:
+        list(pool.map(_sync_file, files))
+        parents = {parent for file in files for parent in file.parents if parent == path or path in parent.parents}
+        list(pool.map(sync_folder, filter(Path.is_dir, parents)))
+
+
+def _sync_file(file: Path) -> None:
+    with suppress(FileNotFoundError):  # a chunk of zeros is not stored
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _set_mark(path: Path, mark: str) -> None:
