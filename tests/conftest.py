@@ -66,3 +66,13 @@ def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def fresh_compiler() -> None:
     """Let torch.compile forget the graphs of other tests."""
     sys.modules["torch"]._dynamo.reset()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=1, help="how often each format's run is killed and resumed")
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest) -> int:
+    """Repetitions of the tests that kill a run at a random moment."""
+    return int(request.config.getoption("--kills"))

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .commands import CommandError, bench, convert, demo, explain, info, migrate, verify
+from .commands import CommandError, apply, bench, convert, demo, explain, info, migrate, upsample, verify
 
 _EXIT_BAD_REQUEST = 2  # as argparse's own
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT
@@ -116,6 +116,44 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
 
+    command = commands.add_parser("upsample", help="a volume of any size made finer, from file to file")
+    _add_files(command)
+    command.add_argument("--scale", required=True, metavar="S[,S,S]", help="new samples per old one, along each axis")
+    command.add_argument(
+        "--kernel", default="linear", metavar="NAME", help="linear (default), nearest, cubic, or a .npy file of weights"
+    )
+    _add_streaming(command)
+    command.set_defaults(
+        run=lambda options: upsample.run(
+            options.source, options.target, options.scale, options.kernel, options.dtype, _streaming(options)
+        )
+    )
+
+    command = commands.add_parser("apply", help="one layer on a volume of any size, from file to file")
+    command.add_argument("weights", type=Path, metavar="WEIGHTS", help="a .npy, .npz, .safetensors, .pth or .ckpt file")
+    _add_files(command)
+    command.add_argument("--contract", type=_framework, required=True, metavar="FRAMEWORK", help="torch or mindspore")
+    command.add_argument("--name", metavar="NAME", help="which layer of WEIGHTS, such as decoder.up1")
+    command.add_argument("--stride", default="1", metavar="N[,N,N]")
+    command.add_argument("--padding", metavar="N[,N,N]", help="mindspore: or six, front and back of each axis")
+    command.add_argument("--output-padding", metavar="N[,N,N]")
+    command.add_argument("--dilation", default="1", metavar="N[,N,N]")
+    command.add_argument("--groups", "--group", type=int, default=1, metavar="N")
+    command.add_argument("--output-size", metavar="D,H,W", help="torch: in place of --output-padding")
+    command.add_argument("--pad-mode", choices=("same", "valid", "pad"), help="mindspore (default there: same)")
+    command.add_argument("--no-bias", action="store_true", help="leave out the bias that WEIGHTS holds")
+    _add_streaming(command)
+    command.set_defaults(
+        run=lambda options: apply.run(
+            options.weights, options.source, options.target, options.contract, options.name, not options.no_bias,
+            {
+                name: getattr(options, name)
+                for name in ("stride", "padding", "output_padding", "dilation", "groups", "output_size", "pad_mode")
+            },
+            options.dtype, _streaming(options),
+        )
+    )  # fmt: skip
+
     command = commands.add_parser("bench", help="your layers, or those of your model, against what else is installed")
     command.add_argument("--layer", action="append", default=[], metavar="CALL", help="a layer call; may be repeated")
     command.add_argument("--model", metavar="FILE.py:NAME", help="or pkg.mod:name, a PyTorch model; its code is run")
@@ -136,6 +174,25 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("info", help="version, instruction sets, threads, frameworks found")
     command.set_defaults(run=lambda options: info.run())
     return parser
+
+
+def _add_files(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", type=Path, metavar="IN", help="a .nii, .nii.gz, .npy, .tif or .zarr volume")
+    command.add_argument("target", type=Path, metavar="OUT", help="likewise; its suffix says the format")
+
+
+def _add_streaming(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dtype", metavar="NAME", help="of the output, such as uint16 (default: the input's)")
+    command.add_argument("--memory", metavar="SIZE", help="the most that the process may hold, such as 512MB")
+    command.add_argument("--scheduler", metavar="ADDRESS", help="a running dask cluster, such as tcp://host:8786")
+    again = command.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="finish what an earlier run of the same call began")
+    again.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def _streaming(options: argparse.Namespace) -> dict[str, object]:
+    """The options of `_add_streaming` that do not change the result."""
+    return {name: getattr(options, name) for name in ("memory", "resume", "overwrite", "scheduler")}
 
 
 def _framework(name: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wording of every refusal, and the one exception class that Python lacks."""
+"""The wording of every refusal, and the exception classes that Python lacks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ class AllocationTooLarge(MemoryError, RuntimeError):
 
     >>> issubclass(AllocationTooLarge, MemoryError)
     True
+    """
+
+
+class RequestError(Exception):
+    """What was asked for cannot be done; the text says why and the way out. Commands print it and end with code 2.
+
+    >>> str(RequestError("a.nii is not a file"))
+    'a.nii is not a file'
     """
 
 

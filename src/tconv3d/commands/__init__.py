@@ -5,6 +5,6 @@
 from __future__ import annotations
 
 # The user asked for something that cannot be done: the command prints the message and ends with exit code 2.
-from ..migrate import RequestError as CommandError
+from ..errors import RequestError as CommandError
 
 __all__ = ["CommandError"]

@@ -12,6 +12,6 @@ What reads one layer call and finds its equal lies here as well: signature, laye
 
 from __future__ import annotations
 
+from ..errors import RequestError
 
-class RequestError(Exception):
-    """What was asked for cannot be done; the text says why and the way out. Commands print it and end with code 2."""
+__all__ = ["RequestError"]
