@@ -203,7 +203,7 @@ def messages() -> Iterator[tuple[str, list[str]]]:
     root = Path(tconv3d.__file__).parent
     for path in sorted(root.rglob("*.py")):
         place = path.relative_to(root)
-        if place.parts[0] in ("commands", "migrate", "volumes", "cli.py"):
+        if place.parts[0] in ("bench", "commands", "migrate", "volumes", "cli.py"):
             continue  # what the command says is a sentence of its own; some of each kind are on the page
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "describe":
