@@ -337,3 +337,15 @@ def test_weights_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixtur
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), whole[None])
     assert "argument of mindspore's contract" in refusal(capsys, *call, "--name", "up1", "--pad-mode", "same")
     assert "2" in refusal(capsys, *call, "--name", "up1", "--groups", 3, "--overwrite")
+
+
+def test_a_large_process_is_refused_by_its_own_limit_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --memory what a process holds already, such as the notebook that calls, does not count."""
+    for module in (streaming, plan):
+        monkeypatch.setattr(module, "held", lambda: 10**11)
+    write(tmp_path / "x.npy", np.zeros((4, 5, 6), np.float32))
+    arguments = ["upsample", str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), "--scale", "2"]
+    assert "is too low" in refusal(capsys, *arguments, "--memory", "2GB")
+    assert main(arguments) == 0

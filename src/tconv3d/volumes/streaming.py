@@ -27,7 +27,7 @@ from . import Box, formats, needed
 from .integers import narrowed
 from .journal import DamagedJournal, Journal, differences, hash_of
 from .layer import Layer
-from .memory import parse
+from .memory import held, parse
 from .placement import output_to_input
 from .plan import Plan, boxes, check_fit, plan
 from .volume import Description, Source, Target
@@ -36,7 +36,7 @@ Array = NDArray[Any]
 Tell = Callable[[int, int], None]  # called with the bytes that are done and the bytes of all
 
 _WORKERS = 2  # one block is computed, by all threads of the engine, while the other is read or written
-_DEFAULT_LIMIT = 2 * 2**30
+_MORE = 2 * 2**30  # bytes that a run without a limit may take
 _CONNECT = 10  # seconds
 _QUEUED = 3  # tasks per thread of a cluster that are under way at once
 
@@ -126,7 +126,8 @@ def stream(
     configuration = {**settings, "input": source.identity(), "layer": _numbers(layer), "output": _output(target)}
     mark = f"complete sha256:{hash_of(configuration)}"
     _import_all(options)
-    limit = min(_DEFAULT_LIMIT, memory_limit() // 2) if options.memory is None else parse(options.memory)
+    # What the process holds already, a notebook perhaps, is nobody's reason to refuse a run without a limit.
+    limit = held() + min(_MORE, memory_limit() // 2) if options.memory is None else parse(options.memory)
     with _cluster(options.scheduler) as (client, threads):
         journal, blocks = _begin(source, target, layer, configuration, mark, options, limit, threads)
         if journal is None:
