@@ -88,8 +88,12 @@ class Visit:
         self.requests: list[str] = []
         self.page.on("console", lambda m: self.problems.append(m.text) if m.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.problems.append(f"failed: {request.url}"))
+        self.page.on("requestfailed", self._note_failure)
         self.page.on("request", lambda request: self.requests.append(request.url))
+
+    def _note_failure(self, request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # the page was left while its icon was under way
+            self.problems.append(f"failed: {request.url} {request.failure}")
 
     def __enter__(self) -> Visit:
         return self
