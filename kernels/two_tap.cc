@@ -266,10 +266,11 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
   const auto cycles = [&](const Method& method) {
     const TransformedAxes axes = transformed(g, method);
     const Volume v = volume_of(axes);
-    MethodWork work{v.terms, v.products, v.kinds, v.sums, 1, 1, 1, double(g.channels), double(g.columns)};
+    MethodWork work{v.terms, v.products, v.kinds, v.sums, 1, 1, 1, double(g.channels), double(g.columns), method == kDirect, false};
     for (size_t a = 0; a < 3; ++a) {
       const double halo = double(axes[a].most_shift - axes[a].least_shift), positions = double(axes[a].plan.positions);
       work.positions *= positions;
+      work.strided = work.strided || g.axis[a].source_step > 1;
       work.kinds *= 1 + 0.25 * halo;  // of blocks some four positions long
       if (a > 0) work.waste *= 1 + halo / std::min(positions, a == 2 ? 64.0 : 24.0);
     }
