@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "memory.h"
+#include "threads.h"
 
 namespace tconv3d {
 
@@ -74,8 +75,10 @@ inline double method_cycles(const MethodWork& w, int64_t lanes) {
 // A thread that has slept takes some 50 microseconds to come: one thread for each so many cycles of work. One of a framework's team comes in a few:
 // page_example_1 takes 0.15 ms on one thread and 0.08 on the two of PyTorch's team.
 constexpr double kCyclesPerThread = 6e5, kCyclesPerTeamThread = 1.5e5;
-inline int useful_threads(double cycles, int threads, bool team) {
-  if (team) return cycles < 2 * kCyclesPerTeamThread ? 1 : threads;  // the team as it is
+inline int useful_threads(double cycles, int threads) {
+  // First: without a team, looking for one asks the loader, which takes longer than a small call may.
+  if (cycles < 2 * kCyclesPerTeamThread) return 1;
+  if (has_team(threads)) return threads;  // the team as it is
   return std::clamp(int(std::min(cycles / kCyclesPerThread, double(threads))), 1, threads);
 }
 

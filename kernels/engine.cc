@@ -157,7 +157,7 @@ void run(const Problem& p, Direction direction, const View& source, const View& 
   for (const Axis& a : p.axis) taps *= direction == Direction::forward ? ceil_div(a.kernel, a.stride) : a.kernel;
   if (!kept->plan) return;
   Options limited = options;
-  limited.threads = useful_threads(kept->plan->cycles * options.threads, options.threads, has_team(options.threads));
+  limited.threads = useful_threads(kept->plan->cycles * options.threads, options.threads);
   kept->plan->run(g, limited, kernels, channel_chunk(taps));
 }
 

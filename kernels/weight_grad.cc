@@ -321,7 +321,7 @@ void weight_grad(const Problem& p, const View& x, const View& gy, const View& gw
   double multiply_adds = double(p.batch) * double(p.in_channels) * double(p.out_channels / p.groups);
   for (const Axis& a : p.axis) multiply_adds *= double(a.input) * double(a.kernel);
   Options limited = options;
-  limited.threads = useful_threads(multiply_adds / kernels.f32.lanes, options.threads, has_team(options.threads));
+  limited.threads = useful_threads(multiply_adds / kernels.f32.lanes, options.threads);
   if (x.dtype == DType::float64)
     WeightGrad<double>(p, x, gy, gw, limited, kernels).run();
   else
