@@ -313,7 +313,8 @@ def test_blocks_that_run_at_once_share_the_threads() -> None:
         tconv3d.set_num_threads(before)
 
 
-def test_the_readmes_code_runs() -> None:
+def test_the_readmes_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # it writes image.zarr
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     (block,) = (b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "tconv3d.dask" in b)
     exec(block, names := {})
