@@ -248,6 +248,7 @@ NB_MODULE(_core, m) {
       .value("automatic", Family::automatic)
       .value("spatial", Family::spatial)
       .value("phased", Family::phased)
+      .value("rows", Family::rows)
       .value("channels", Family::channels);
 
   m.def("forward", &py_forward, nb::arg("input").noconvert(), nb::arg("weight").noconvert(), nb::arg("bias").noconvert().none(), nb::arg("output").noconvert(),

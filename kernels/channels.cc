@@ -20,7 +20,7 @@ struct Rows {
 };
 
 constexpr int64_t kMaxCopiedBytes = int64_t(32) << 20;
-constexpr double kPointerFactor = 1.2;   // against the other families on layers where both fit (1.0 to 1.4 measured): more loads, by pointer
+constexpr double kPointerFactor = 1.6;   // against the other families on layers where both fit (1.0 to 2.4 measured): more loads, by pointer
 constexpr int64_t kTaskPositions = 256;  // positions whose accumulators stay in the second-level cache: 256 x 64 x 4 B = 64 KiB
 
 int64_t source_positions(const Gather& g) { return g.batch * g.axis[0].source_size * g.axis[1].source_size * g.axis[2].source_size; }
@@ -259,14 +259,14 @@ class ChannelsRun {
 template <class T>
 void copy_rows(const Gather& g, const TileKernels<T>& k, T* to, const Options& options) {
   const View& s = g.source;
-  const int64_t channels = g.groups * g.channels, width = g.axis[2].source_size;
-  const int64_t lines = g.batch * g.axis[0].source_size * g.axis[1].source_size;
-  const auto copy = [&](int64_t line, int) {
-    const int64_t h = line % g.axis[1].source_size, q = line / g.axis[1].source_size, d = q % g.axis[0].source_size, image = q / g.axis[0].source_size;
-    k.pack_positions(to + line * width * channels, channels, s.at(image * s.stride[0] + d * s.stride[2] + h * s.stride[3]), s.stride[1], channels, s.stride[4],
-                     width, s.dtype);
+  const int64_t channels = g.groups * g.channels, width = g.axis[2].source_size, height = g.axis[1].source_size;
+  const int64_t at_once = rows_at_once(s, width, height), pieces = ceil_div(height, at_once), planes = g.batch * g.axis[0].source_size;
+  const auto copy = [&](int64_t task, int) {
+    const int64_t h = task % pieces * at_once, plane = task / pieces, d = plane % g.axis[0].source_size, image = plane / g.axis[0].source_size;
+    k.pack_positions(to + (plane * height + h) * width * channels, channels, s.at(image * s.stride[0] + d * s.stride[2] + h * s.stride[3]), s.stride[1],
+                     channels, s.stride[4], std::min(at_once, height - h) * width, s.dtype);
   };
-  parallel_for(lines, lines * width * channels < 65536 ? 1 : options.threads, copy, options.stop);
+  parallel_for(planes * pieces, planes * height * width * channels < 65536 ? 1 : options.threads, copy, options.stop);
 }
 
 // The sets with the column tiles of one slab of several.
@@ -337,7 +337,9 @@ std::unique_ptr<Plan> plan_channels(const Gather& g, const PlanContext& context)
   auto plan = std::make_unique<ChannelsPlan<T>>();
   const TileKernels<T>& k = tiles<T>(context.kernels);
   const double source = double(source_positions(g)) * double(g.groups * g.channels);
-  double cycles = context.source_is_rows ? 0 : source * kPackedElement;
+  // The copy moves whole vectors of positions.
+  const int64_t width = g.axis[2].source_size;
+  double cycles = context.source_is_rows ? 0 : source * kTransposedElement * double(ceil_div(width, k.lanes) * k.lanes) / double(width);
   int64_t tasks = 0;
   for (const PhaseSet& set : phase_sets(g)) {
     const int64_t columns = int64_t(set.members.size()) * g.columns, positions = g.batch * volume(set_positions(set));

@@ -11,12 +11,15 @@
 
 namespace tconv3d {
 
+// Bytes a cycle from the second-level cache: 42 on Zen 5 (one row, eight vectors), 28 on Sapphire Rapids, where 4 x 6 vectors ran at 0.6 of 8 x 3.
+constexpr double kSecondLevelRate = 36;
+
 // One reduction step of a register tile: multiply-adds, loads (an unaligned vector of a whole cache line touches two), the second-level cache, from
-// which the lanes come (28 bytes a cycle: 4 x 6 vectors of 64 bytes ran at 0.6 of 8 x 3), or the latency. The last term prefers, among
+// which the lanes come, or the latency. The last term prefers, among
 // equals, the tile with fewer instructions around its multiply-adds.
-inline double step_cycles(int64_t rows, int64_t vectors, double loads_per_vector, int64_t vector_bytes) {
+inline double step_cycles(int64_t rows, int64_t vectors, double loads_per_vector, double vector_bytes) {
   const double multiply_adds = double(rows * vectors), loads = double(vectors) * loads_per_vector + double(rows);
-  return std::max({0.5 * multiply_adds, 0.5 * loads, double(vectors * vector_bytes) / 28, 4.0}) + 0.1 * (loads + 4.0);
+  return std::max({0.5 * multiply_adds, 0.5 * loads, double(vectors) * vector_bytes / kSecondLevelRate, 4.0}) + 0.1 * (loads + 4.0);
 }
 
 // Cache lines per unaligned vector load: whole lines nearly always touch two.
@@ -28,6 +31,7 @@ double loads_per_vector(int64_t lanes) {
 constexpr double kTileCall = 20;           // entering a tile, and its first loads
 constexpr double kRowCall = 14;            // one row packed or stored: a call and its edges
 constexpr double kPackedElement = 0.4;     // a contiguous element copied on vectors
+constexpr double kTransposedElement = 1;   // an element whose neighbours become strangers
 constexpr double kScatteredElement = 1.6;  // an element moved alone
 
 constexpr double kTaskCall = 1500;  // a task's own bookkeeping

@@ -51,6 +51,12 @@ void fill_bias(const Gather& g, bool all, const Options& options, const Kernels&
 
 enum class Direction { forward, input_grad };
 
+int64_t chunk_of(const Problem& p, Direction direction) {
+  int64_t taps = 1;  // of the phase with the most
+  for (const Axis& a : p.axis) taps *= direction == Direction::forward ? ceil_div(a.kernel, a.stride) : a.kernel;
+  return channel_chunk(taps);
+}
+
 // Plans of this thread's latest calls: no lock on the way of a small call, and a layer in a loop is planned once.
 struct KeptPlan {
   std::vector<int64_t> key;
@@ -78,6 +84,7 @@ std::unique_ptr<Plan> choose(const Problem& p, const Gather& g, Direction direct
     if (!best || plan->cycles < best->cycles) best = std::move(plan);
   };
   consider(Family::spatial, [&] { return plan_spatial<T>(g, context); });
+  consider(Family::rows, [&] { return plan_rows<T>(g, context); });
   consider(Family::channels, [&] { return plan_channels<T>(g, context); });
   if (direction == Direction::forward) consider(Family::phased, [&] { return plan_phased<T>(p, g, context); });
   if (!best || best->cycles == std::numeric_limits<double>::infinity()) best = plan_spatial<T>(g, context);
@@ -107,7 +114,7 @@ Gather gather(const Problem& p, Direction direction, const std::array<AxisPlan, 
 template <class T>
 std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, const View& source, const View& w, const View& target, const Options& options,
                                          const Kernels& kernels) {
-  const PlanContext context{kernels, options.threads, is_rows<T>(source), is_rows<T>(target)};
+  const PlanContext context{kernels, options.threads, chunk_of(p, direction), is_rows<T>(source), is_rows<T>(target)};
   const Algorithm algorithm = active_algorithm();
   const Method handed = options.method.value_or(Method{-1, -1, -1});
   std::array<int64_t, 33> key{int64_t(direction),
@@ -153,12 +160,10 @@ void run(const Problem& p, Direction direction, const View& source, const View& 
   const std::shared_ptr<const KeptPlan> kept = plan_for<T>(p, direction, source, w, target, options, kernels);
   const Gather g = gather(p, direction, kept->axis, source, w, target, bias);
   if (!kept->covered) fill_bias<T>(g, !kept->plan || !kept->axis[2].covered, options, kernels);
-  int64_t taps = 1;  // of the phase with the most
-  for (const Axis& a : p.axis) taps *= direction == Direction::forward ? ceil_div(a.kernel, a.stride) : a.kernel;
   if (!kept->plan) return;
   Options limited = options;
   limited.threads = useful_threads(kept->plan->cycles * options.threads, options.threads);
-  kept->plan->run(g, limited, kernels, channel_chunk(taps));
+  kept->plan->run(g, limited, kernels, chunk_of(p, direction));
 }
 
 void run(const Problem& p, Direction direction, const View& source, const View& w, const View& target, const View* bias, const Options& options) {

@@ -50,7 +50,7 @@ class PackedPanels {
 };
 
 // What lies on the lanes and rows of a tile. All give the same bits; `automatic` asks the cost model. `phased` is `spatial` where it does not apply.
-enum class Family : int { automatic, spatial, phased, channels };
+enum class Family : int { automatic, spatial, phased, channels, rows };
 
 // How products are formed. Each has bits of its own; `automatic` chooses by layer and image size. `two_tap` takes it wherever it applies.
 enum class Algorithm : int { automatic, direct, two_tap };

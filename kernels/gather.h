@@ -29,6 +29,12 @@ bool is_rows(const View& v) {
   return v.stride[1] == 1 && v.element_size() == int64_t(sizeof(T));
 }
 
+// Rows along w that are turned to channels last in one call, as one of their lengths: short ones fill no vector. They must lie side by side.
+inline int64_t rows_at_once(const View& v, int64_t width, int64_t rows) {
+  constexpr int64_t kPositions = 64;
+  return v.stride[3] == width * v.stride[4] ? std::clamp<int64_t>(ceil_div(kPositions, std::max<int64_t>(width, 1)), 1, std::max<int64_t>(rows, 1)) : 1;
+}
+
 // The elements of a kernel lie side by side.
 inline bool has_dense_kernel(const Gather& g) {
   return g.weight_tap[2] == 1 && g.weight_tap[1] == g.weight_kernel[2] && g.weight_tap[0] == g.weight_kernel[1] * g.weight_kernel[2];
@@ -72,12 +78,15 @@ class Plan {
 struct PlanContext {
   const Kernels& kernels;
   int threads;
+  int64_t chunk;        // of channels, summed in one chain
   bool source_is_rows;  // channels last and not to be widened: the channels family reads it in place
   bool target_is_rows;  // channels last: stored by transpositions of a tile's columns
 };
 
 template <class T>
 std::unique_ptr<Plan> plan_spatial(const Gather&, const PlanContext&);
+template <class T>
+std::unique_ptr<Plan> plan_rows(const Gather&, const PlanContext&);
 template <class T>
 std::unique_ptr<Plan> plan_channels(const Gather&, const PlanContext&);
 template <class T>

@@ -117,6 +117,12 @@ static void load_run(T* dst, int64_t ds, const void* src, int64_t ss, int64_t n,
 // A row of n elements between zeros; a tail repeats the last full vector.
 template <class T, class S>
 static inline void load_row(T* dst, int64_t left, int64_t right, const void* src, int64_t ss, int64_t n, int64_t ahead) {
+  if (sizeof(S) == sizeof(T) && ss == 1 && n < kLanes<T> && left + n + right <= kLanes<T>) {
+    const T* from = static_cast<const T*>(src);
+    __builtin_prefetch(from + ahead);
+    store_part<T>(dst, load_between<T>(from, left, left + n), left + n + right);
+    return;
+  }
   for (int64_t i = 0; i < left; ++i) dst[i] = 0;
   dst += left;
   if (sizeof(S) == sizeof(T) && ss == 1 && n >= kLanes<T>) {
@@ -139,6 +145,10 @@ static void load_rows(const RowsLoad<T>& a, DType dtype) {
     using S = decltype(s);
     T* dst = a.dst;
     const char* src = static_cast<const char*>(a.src);
+    if (a.left + a.right == 0 && a.pitch == a.n && a.row_stride == a.n && a.stride == 1) {  // whole rows side by side: one of them all
+      load_row<T, S>(dst, 0, 0, src, 1, a.rows * a.n, a.ahead);
+      return;
+    }
     for (int64_t r = 0; r < a.rows; ++r, dst += a.pitch, src += a.row_stride * int64_t(sizeof(S)))
       load_row<T, S>(dst, a.left, a.right, src, a.stride, a.n, a.ahead);
   });
@@ -337,17 +347,25 @@ static void pack_weights(const WeightPack<T>& a, DType dtype) {
   });
 }
 
-// place(j)[i] = src[i * src_stride + j] for `count` rows i and kLanes columns j; nullptr leaves a column out
+// place(j)[i] = src[i * src_stride + j] for `rows` rows i and n <= kLanes columns j, zeros up to i < stored; nullptr leaves a column out
 template <class T, class Place>
-static inline void transpose_block(const T* src, int64_t src_stride, int64_t count, Place place) {
-  Vec<T> rows[kLanes<T>];
+static inline void transpose_block(const T* src, int64_t src_stride, int64_t rows, int64_t n, int64_t stored, Place place) {
+  Vec<T> block[kLanes<T>];
+  if (n == kLanes<T>) {
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes<T>; ++i) rows[i] = i < count ? load<T>(src + i * src_stride) : Vec<T>{};
-  transpose<T>(rows);
+    for (int i = 0; i < kLanes<T>; ++i) block[i] = i < rows ? load<T>(src + i * src_stride) : Vec<T>{};
+  } else {
+    for (int i = 0; i < kLanes<T>; ++i) block[i] = i < rows ? load_between<T>(src + i * src_stride, 0, n) : Vec<T>{};
+  }
+  transpose<T>(block);
 #pragma GCC unroll 16
   for (int j = 0; j < kLanes<T>; ++j)
-    if (T* to = place(j)) store_part<T>(to, rows[j], count);
+    if (j < n)
+      if (T* to = place(j)) store_part<T>(to, block[j], stored);
 }
+
+// Fewer rows or columns than these are moved element by element: the transposition of a block takes as long for one as for all.
+constexpr int kFewRows = 4;
 
 template <class T>
 static void pack_kernels(const KernelPack<T>& a, DType dtype) {
@@ -358,16 +376,13 @@ static void pack_kernels(const KernelPack<T>& a, DType dtype) {
       const int64_t from = i * a.channel_stride;
       int64_t m = 0;
       if constexpr (sizeof(S) == sizeof(T))
-        for (; m < a.columns && a.kernel >= kLanes<T>; m += kLanes<T>) {
+        for (; m < a.columns && a.kernel >= kFewRows; m += kLanes<T>) {
           const T* const src = static_cast<const T*>(a.src) + from + m * a.column_stride;
-          const int64_t count = a.columns - m < kLanes<T> ? a.columns - m : kLanes<T>;
-          for (int64_t next = 0; next < a.kernel; next += kLanes<T>) {
-            const int64_t k = next + kLanes<T> <= a.kernel ? next : a.kernel - kLanes<T>;  // the last block once more than it must
-            transpose_block<T>(src + k, a.column_stride, count,
+          const int64_t rows = a.columns - m < kLanes<T> ? a.columns - m : kLanes<T>, stored = a.width - m < kLanes<T> ? a.width - m : kLanes<T>;
+          for (int64_t k = 0; k < a.kernel; k += kLanes<T>)
+            transpose_block<T>(src + k, a.column_stride, rows, a.kernel - k < kLanes<T> ? a.kernel - k : kLanes<T>, stored,
                                [&](int j) { return a.element_offset[k + j] < 0 ? nullptr : to + a.element_offset[k + j] + m; });
-          }
         }
-      m = m < a.columns ? m : a.columns;
       for (; m < a.columns; ++m)
         for (int64_t k = 0; k < a.kernel; ++k)
           if (a.element_offset[k] >= 0) to[a.element_offset[k] + m] = widen(read<S>(a.src, from + m * a.column_stride + k));
@@ -397,9 +412,6 @@ static void store_positions(const PositionStore<T>& a) {
   }
 }
 
-// Fewer rows than these are moved element by element: the transposition of a block takes as long for one row as for all.
-constexpr int kFewRows = 4;
-
 // dst[p][i] = src[i*channel_stride + p*pos_stride]
 template <class T>
 static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_stride, int64_t channels, int64_t pos_stride, int64_t positions, DType dtype) {
@@ -408,13 +420,14 @@ static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_
     int64_t p = 0;
     if constexpr (sizeof(S) == sizeof(T))
       if (pos_stride == 1)
-        for (; p < positions && positions >= kLanes<T>; p += kLanes<T>) {
-          if (p + kLanes<T> > positions) p = positions - kLanes<T>;  // the last block once more than it must
+        for (; positions - p >= kFewRows; p += kLanes<T>) {
+          const int64_t n = positions - p < kLanes<T> ? positions - p : kLanes<T>;
           int64_t i = 0;
-          for (; channels - i >= kFewRows; i += kLanes<T>)
-            transpose_block<T>(static_cast<const T*>(src) + i * channel_stride + p, channel_stride, channels - i < kLanes<T> ? channels - i : kLanes<T>,
-                               [&](int j) { return dst + (p + j) * ld + i; });
-          for (; i < channels; ++i) load_run_of<T, S>(dst + p * ld + i, ld, static_cast<const T*>(src) + i * channel_stride + p, 1, kLanes<T>);
+          for (; channels - i >= kFewRows; i += kLanes<T>) {
+            const int64_t rows = channels - i < kLanes<T> ? channels - i : kLanes<T>;
+            transpose_block<T>(static_cast<const T*>(src) + i * channel_stride + p, channel_stride, rows, n, rows, [&](int j) { return dst + (p + j) * ld + i; });
+          }
+          for (; i < channels; ++i) load_run_of<T, S>(dst + p * ld + i, ld, static_cast<const T*>(src) + i * channel_stride + p, 1, n);
         }
     for (; p < positions; ++p)
       load_run_of<T, S>(dst + p * ld, 1, static_cast<const char*>(src) + p * pos_stride * int64_t(sizeof(S)), channel_stride, channels);

@@ -52,26 +52,32 @@ std::vector<std::vector<const Phase*>> h_groups(const Gather& g, int64_t phases_
   return groups;
 }
 
+// One tile of so many vectors through all phases.
 template <class T>
-void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernels<T>& k, int threads) {
+double tile_cycles(const PhasedPlan<T>& p, const Gather& g, const TileKernels<T>& k, int64_t columns, int64_t vectors) {
   const double loads = loads_per_vector<T>(k.lanes);
   // A small region stays in the first-level cache.
   const int64_t lane_bytes = double(p.region.size) * sizeof(T) < kFirstLevelBytes ? 0 : k.lanes * int64_t(sizeof(T));
+  const double accumulators = double(p.phases_h * 2 * columns * p.region.run) * sizeof(T), spilled = accumulators > kFirstLevelBytes ? kSpilledVector : 0;
+  double cycles = 0;
+  for (const Phase& d : g.axis[0].phases)
+    for (const auto& h : h_groups(g, p.phases_h)) {
+      cycles += kTileCall + double(vectors * columns * p.phases_h * 2) * (1 + spilled);
+      for_each_step(d, h, g.axis[2].phases, [&](const Tap&, size_t, size_t, int rows_h, int rows_w) {
+        cycles += double(g.channels) * step_cycles(rows_h * rows_w * columns, vectors, loads, lane_bytes);
+      });
+    }
+  return cycles;
+}
+
+template <class T>
+void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernels<T>& k, int threads) {
   double best = std::numeric_limits<double>::infinity();
   for (int64_t columns = 1; columns <= 2 && g.columns % columns == 0; ++columns)
     for (int64_t vectors = 1; vectors <= kMaxVectors; ++vectors) {
       if (!k.phased[p.phases_h][columns][vectors]) continue;
-      double cycles = 0;
-      for (const Phase& d : g.axis[0].phases)
-        for (const auto& h : h_groups(g, p.phases_h)) {
-          const double accumulators = double(p.phases_h * 2 * columns * p.region.run) * sizeof(T),
-                       spilled = accumulators > kFirstLevelBytes ? kSpilledVector : 0;
-          cycles += kTileCall + double(vectors * columns * p.phases_h * 2) * (1 + spilled);
-          for_each_step(d, h, g.axis[2].phases, [&](const Tap&, size_t, size_t, int rows_h, int rows_w) {
-            cycles += double(g.channels) * step_cycles(rows_h * rows_w * columns, vectors, loads, lane_bytes);
-          });
-        }
-      cycles *= double(p.region.runs() * ceil_div(p.region.run, vectors * k.lanes) * (g.columns / columns));
+      const double run = run_cycles(k, vectors, p.region.run, [&](int64_t held) { return tile_cycles<T>(p, g, k, columns, held); });
+      const double cycles = run * double(p.region.runs() * (g.columns / columns));
       if (cycles < best) {
         best = cycles;
         p.columns = columns;
@@ -124,7 +130,7 @@ class PhasedRun {
   void run(int64_t task, T* scratch) const {
     const Block b = region_.block(task);
     T *region = scratch, *c = scratch + odd_lines<T>(p_.region.size);
-    region_.pack(b, region);
+    region_.pack(b, 0, region);
     for (int64_t tile = 0; tile < g_.columns / p_.columns; ++tile)
       for (const PhaseGroup<T>& group : groups_)
         for (int64_t run = 0; run < (p_.region.flat_depth ? 1 : b.size[0]); ++run) {
@@ -187,9 +193,7 @@ class PhasedRun {
   }
 
   void multiply(const Block& b, const PhaseGroup<T>& group, int64_t tile, const T* region, T* c) const {
-    const auto kernel = k_.phased[p_.phases_h][p_.columns][p_.vectors];
     const T* panels = reinterpret_cast<const T*>(panels_->data());
-    const int64_t run = region_.run_length(b);
     PhasedTile<T> job;
     job.steps = group.steps.data();
     job.step_count = int64_t(group.steps.size());
@@ -199,11 +203,11 @@ class PhasedRun {
       job.weights = panels + panel(b.group, tile, group, channel);
       job.channels = std::min(chunk_, g_.channels - channel);
       job.accumulate = channel > 0;
-      for (int64_t p = 0; p < run; p += p_.vectors * k_.lanes) {
-        job.region = region + channel * p_.region.channel_stride + p;
-        job.c = c + p;
-        kernel(job);
-      }
+      for_each_tile(k_, p_.vectors, region_.run_length(b), [&](int64_t position, int64_t vectors) {
+        job.region = region + channel * p_.region.channel_stride + position;
+        job.c = c + position;
+        k_.phased[p_.phases_h][p_.columns][vectors](job);
+      });
     }
   }
 
@@ -238,7 +242,7 @@ std::unique_ptr<Plan> plan_phased(const Problem& problem, const Gather& plain, c
     std::array<AxisPlan, 3> axis = aligned(problem, plain, phases_h);
     const Gather g = with_axes(plain, axis);
     const Work work = work_of(g);
-    auto p = best_blocks<T, PhasedPlan<T>>(g, k, [&](PhasedPlan<T>& q) {
+    auto p = best_blocks<T, PhasedPlan<T>>(g, g.channels, k, [&](PhasedPlan<T>& q) {
       q.phases_h = phases_h;
       price<T>(q, g, work, k, context.threads);
     });

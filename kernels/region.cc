@@ -72,10 +72,10 @@ void lay_out(RegionPlan& p, const Gather& g, const TileKernels<T>& k) {
   if (p.flat_depth) {
     p.depth_stride = plane;
     p.channel_stride = odd_lines<T>(depth * plane);
-    p.segment_stride = g.channels * p.channel_stride;
+    p.segment_stride = p.channels * p.channel_stride;
   } else {
     p.channel_stride = odd_lines<T>(plane);
-    p.depth_stride = g.channels * p.channel_stride;
+    p.depth_stride = p.channels * p.channel_stride;
     p.segment_stride = depth * p.depth_stride;
   }
   p.size = int64_t(p.packing[2].segments.size()) * p.segment_stride + slack(k);
@@ -136,9 +136,9 @@ void Region<T>::for_each_segment(size_t a, const Block& b, F f) const {
 
 // Rows of all channels at once, by transpositions: channel by channel, every element would be moved alone.
 template <class T>
-void Region<T>::pack_channels_last(const Block& b, T* region) const {
+void Region<T>::pack_channels_last(const Block& b, int64_t channel, T* region) const {
   const View& source = g_.source;
-  const int64_t origin = b.image * source.stride[0] + b.group * g_.channels;
+  const int64_t origin = b.image * source.stride[0] + b.group * g_.channels + channel, channels = packed_channels(channel);
   std::memset(static_cast<void*>(region), 0, size_t(p_.size) * sizeof(T));
   for_each_segment(2, b, [&](int64_t segment, int64_t, int64_t, const Inside& w) {
     for_each_segment(0, b, [&](int64_t, int64_t depth_start, int64_t, const Inside& d) {
@@ -148,7 +148,7 @@ void Region<T>::pack_channels_last(const Block& b, T* region) const {
             T* const to = region + segment * p_.segment_stride + (depth_start + t) * p_.depth_stride + (row_start + r) * p_.pitch + w.begin;
             const int64_t from = (d.source + (t - d.begin) * g_.axis[0].source_step) * source.stride[2] +
                                  (h.source + (r - h.begin) * g_.axis[1].source_step) * source.stride[3] + w.source * source.stride[4];
-            k_.pack_positions(to, p_.channel_stride, source.at(origin + from), g_.axis[2].source_step * source.stride[4], w.end - w.begin, 1, g_.channels,
+            k_.pack_positions(to, p_.channel_stride, source.at(origin + from), g_.axis[2].source_step * source.stride[4], w.end - w.begin, 1, channels,
                               source.dtype);
           }
       });
@@ -157,14 +157,14 @@ void Region<T>::pack_channels_last(const Block& b, T* region) const {
 }
 
 template <class T>
-void Region<T>::pack(const Block& b, T* region) const {
+void Region<T>::pack(const Block& b, int64_t channel, T* region) const {
   if (channels_last<T>(g_.source) && g_.channels >= k_.lanes) {
-    pack_channels_last(b, region);
+    pack_channels_last(b, channel, region);
     return;
   }
   const auto each = [&](size_t a, auto f) { for_each_segment(a, b, f); };
   const View& source = g_.source;
-  const int64_t origin = b.image * source.stride[0] + b.group * g_.channels * source.stride[1];
+  const int64_t origin = b.image * source.stride[0] + (b.group * g_.channels + channel) * source.stride[1], channels = packed_channels(channel);
   RowsLoad<T> job;
   job.pitch = p_.pitch;
   job.stride = g_.axis[2].source_step * source.stride[4];
@@ -181,7 +181,7 @@ void Region<T>::pack(const Block& b, T* region) const {
           const bool empty = t < d.begin || t >= d.end || job.n == 0 || job.rows == 0;
           const int64_t plane =
               (d.source + (t - d.begin) * g_.axis[0].source_step) * source.stride[2] + h.source * source.stride[3] + w.source * source.stride[4];
-          for (int64_t c = 0; c < g_.channels; ++c) {
+          for (int64_t c = 0; c < channels; ++c) {
             T* to = region + segment * p_.segment_stride + (depth_start + t) * p_.depth_stride + c * p_.channel_stride + row_start * pitch;
             const int64_t above = empty ? rows : h.begin;
             if (above > 0) std::memset(to, 0, size_t(above * pitch) * sizeof(T));

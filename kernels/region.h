@@ -20,12 +20,14 @@ struct RegionPlan {
   std::array<AxisPacking, 3> packing;
   bool taps_apart = false;  // a copy of the rows for each distinct tap along w, so that runs have no halo there
   bool flat_depth = false;  // planes of the block lie one behind the other for each channel: one run over all of them
+  int64_t channels = 0;     // packed at once
   int64_t pitch = 0, depth_stride = 0, channel_stride = 0, segment_stride = 0, size = 0;
   int64_t run = 0;  // positions of one run
 
   int64_t runs() const { return flat_depth ? 1 : block[0]; }
   std::string describe() const {
-    return "blocks of " + by({block[0], block[1], block[2]}) + " positions, " + std::to_string(run) + " in a run" + (taps_apart ? " without halo" : "");
+    return "blocks of " + by({block[0], block[1], block[2]}) + " positions and " + std::to_string(channels) + " channels, " + std::to_string(run) + " in a run" +
+           (taps_apart ? " without halo" : "");
   }
   int64_t tasks(const Gather& g) const { return g.batch * g.groups * blocks[0] * blocks[1] * blocks[2]; }
 };
@@ -49,6 +51,29 @@ int64_t slack(const TileKernels<T>& k) {
   return int64_t(kMaxVectors) * k.lanes;
 }
 
+// Vectors of a run's last tile, for the positions that are left.
+template <class T>
+int64_t last_vectors(const TileKernels<T>& k, int64_t positions) {
+  int64_t vectors = ceil_div(positions, k.lanes);
+  while (!k.spatial[vectors][1]) ++vectors;  // not every number is compiled
+  return vectors;
+}
+
+// f(position, vectors) for the tiles of a run: so many vectors each, the last one as many as hold what is left.
+template <class T, class F>
+void for_each_tile(const TileKernels<T>& k, int64_t vectors, int64_t run, F f) {
+  int64_t position = 0;
+  for (; position + vectors * k.lanes <= run; position += vectors * k.lanes) f(position, vectors);
+  if (position < run) f(position, last_vectors(k, run - position));
+}
+
+// Cycles of them all, where one tile takes cycles(vectors).
+template <class T, class F>
+double run_cycles(const TileKernels<T>& k, int64_t vectors, int64_t run, F cycles) {
+  const int64_t whole = run / (vectors * k.lanes), left = run % (vectors * k.lanes);
+  return (whole ? double(whole) * cycles(vectors) : 0) + (left ? cycles(last_vectors(k, left)) : 0);
+}
+
 template <class T>
 class Region {
  public:
@@ -57,7 +82,8 @@ class Region {
   Block block(int64_t task) const;
   int64_t run_length(const Block& b) const { return (b.size[1] - 1) * p_.pitch + b.size[2] + (p_.flat_depth ? (b.size[0] - 1) * p_.depth_stride : 0); }
   int64_t tap_offset(const Tap& d, const Tap& h, const Tap& w) const;
-  void pack(const Block& b, T* region) const;
+  // The plan's number of channels from `channel` on, or as many as there are.
+  void pack(const Block& b, int64_t channel, T* region) const;
 
   // Rows of one (d, h) phase for `columns` channels from `channel` on, from c[column * column_stride + w phase * phase_stride + position]; `run` is the
   // plane of the block unless planes are flat.
@@ -69,7 +95,8 @@ class Region {
                   int64_t phase_stride) const;
   void store_positions(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
                        int64_t phase_stride) const;
-  void pack_channels_last(const Block& b, T* region) const;
+  void pack_channels_last(const Block& b, int64_t channel, T* region) const;
+  int64_t packed_channels(int64_t channel) const { return std::min(p_.channels, g_.channels - channel); }
   template <class F>
   void for_each_segment(size_t axis, const Block& b, F f) const;
 
@@ -87,27 +114,25 @@ Work work_of(const Gather& g);
 // Cycles of a task besides its tiles: packing and storing.
 double transfer_cycles(const Gather& g, const Work& work, const RegionPlan& p);
 
-// Tries block sizes; price(plan) gives the cycles of all tasks together.
-template <class T, class Plan, class Price>
-Plan best_blocks(const Gather& g, const TileKernels<T>& k, Price price);
-
 template <class T>
 void lay_out(RegionPlan& p, const Gather& g, const TileKernels<T>& k);
 
 std::array<std::vector<int64_t>, 3> block_sizes(const Gather& g, int64_t lanes);
 
+// Tries block sizes, with all channels packed at once or `chunk` of them; price(plan) sets the cycles of all tasks together.
 template <class T, class Plan, class Price>
-Plan best_blocks(const Gather& g, const TileKernels<T>& k, Price price) {
+Plan best_blocks(const Gather& g, int64_t chunk, const TileKernels<T>& k, Price price) {
   Plan best;
   const auto sizes = block_sizes(g, k.lanes);
   for (int64_t w : sizes[2]) {
     for (int64_t h : sizes[1])
       for (int64_t d : sizes[0])
-        for (int layout = 0; layout < 4; ++layout) {
+        for (int layout = 0; layout < (chunk < g.channels ? 8 : 4); ++layout) {
           Plan p;
           p.region.block = {d, h, w};
           p.region.flat_depth = layout & 1;
           p.region.taps_apart = layout & 2;
+          p.region.channels = layout & 4 ? chunk : g.channels;
           if (p.region.flat_depth && d == 1) continue;
           lay_out<T>(p.region, g, k);
           const bool smallest = d == sizes[0].back() && h == sizes[1].back() && w == sizes[2].back();

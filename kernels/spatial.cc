@@ -15,6 +15,9 @@ class SpatialPlan : public Plan {
   int64_t vectors = 1, columns_cut = 1;
   int64_t groups_at_once = 1;  // packed and stored together
 
+  // The sums of all columns and phases of a block are kept while the channels pass chunk by chunk: large blocks of many channels.
+  bool by_chunk(const Gather& g) const { return region.channels < g.channels; }
+
   void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
   std::string describe() const override {
     return "direct, positions on the lanes: " + region.describe() + "; " + by({columns_cut}) + " column tiles of " + by({vectors}) + " vectors";
@@ -43,7 +46,9 @@ int64_t groups_at_once(const Gather& g, const TileKernels<T>& k, const PlanConte
 
 // Picks vectors and the number of column tiles for a block, and adds up its cycles.
 template <class T>
-void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKernels<T>& k, int threads) {
+void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKernels<T>& k, const PlanContext& context) {
+  const bool by_chunk = p.by_chunk(g);
+  const double chunks = double(ceil_div(g.channels, context.chunk));
   const double loads = loads_per_vector<T>(k.lanes);
   // A small region stays in the first-level cache.
   const int64_t lane_bytes = double(p.region.size) * sizeof(T) < kFirstLevelBytes ? 0 : k.lanes * int64_t(sizeof(T));
@@ -55,12 +60,16 @@ void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKerne
     const int64_t count = ceil_div(g.columns, rows);
     if (p.groups_at_once > 1 && count > 1) continue;
     rows = ceil_div(g.columns, count);
-    const double visits = double(p.region.runs() * ceil_div(p.region.run, vectors * k.lanes));
-    const double accumulators = double(work.row_phases * rows * p.region.run) * sizeof(T), spilled = accumulators > kFirstLevelBytes ? kSpilledVector : 0;
-    const double tile = double(work.taps * g.channels) * step_cycles(rows, vectors, loads, lane_bytes) +
-                        double(work.combos) * (kTileCall + double(rows * vectors) * (1 + spilled));
-    if (visits * tile * double(count) < best) {
-      best = visits * tile * double(count);
+    const double kept = double((by_chunk ? work.combos * g.columns * p.region.runs() : work.row_phases * rows) * p.region.run) * sizeof(T);
+    if (by_chunk && kept + double(p.region.size) * sizeof(T) > double(cache_bytes())) continue;
+    const double spilled = kept > kFirstLevelBytes ? kSpilledVector : 0;
+    const double run = run_cycles(k, vectors, p.region.run, [&](int64_t held) {
+      return double(work.taps * g.channels) * step_cycles(rows, held, loads, lane_bytes) +
+             chunks * double(work.combos) * (kTileCall + double(rows * held) * (1 + spilled));
+    });
+    const double cycles = run * double(p.region.runs() * count);
+    if (cycles < best) {
+      best = cycles;
       p.vectors = vectors;
       p.columns_cut = count;
     }
@@ -70,7 +79,7 @@ void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKerne
   const Gather r = joined(g, p.groups_at_once);
   const int64_t tasks = p.region.tasks(r);
   const double panels = panel_cycles(double(r.columns * g.channels * work.taps) * sizeof(T));
-  p.cycles = parallel_cycles(double(tasks) * (double(p.groups_at_once) * best * spill + panels + transfer_cycles(r, work, p.region)), tasks, threads);
+  p.cycles = parallel_cycles(double(tasks) * (double(p.groups_at_once) * best * spill + panels + transfer_cycles(r, work, p.region)), tasks, context.threads);
 }
 
 template <class T>
@@ -89,34 +98,62 @@ class SpatialRun {
 
   int64_t scratch_size() const {
     const int64_t rows = p_.groups_at_once > 1 ? joined_.columns : kMaxRows;
-    return odd_lines<T>(p_.region.size) + int64_t(row_phases_) * rows * ldc_ + slack(k_);
+    const int64_t kept = p_.by_chunk(g_) ? int64_t(panels_.sets().size()) * g_.columns * p_.region.runs() : int64_t(row_phases_) * rows;
+    return odd_lines<T>(p_.region.size) + kept * ldc_ + slack(k_);
   }
   int64_t tasks() const { return p_.region.tasks(joined_); }
 
   void run(int64_t task, T* scratch) const {
     const Block b = region_.block(task);
     T *region = scratch, *c = scratch + odd_lines<T>(p_.region.size);
-    region_.pack(b, region);
-    for (const ColumnTile& tile : cut_)
-      for (size_t first = 0; first < panels_.sets().size(); first += row_phases_) {
-        const Combo& combo = panels_.sets()[first].phases.members[0];
-        const int64_t columns = p_.groups_at_once * tile.width;
-        for (int64_t run = 0; run < (p_.region.flat_depth ? 1 : b.size[0]); ++run) {
-          for (size_t f = 0; f < row_phases_; ++f)
-            for (int64_t i = 0; i < p_.groups_at_once; ++i)
-              multiply(b, b.group * p_.groups_at_once + i, first + f, tile, region + i * g_.channels * p_.region.channel_stride + run * p_.region.depth_stride,
-                       c + (int64_t(f) * columns + i * tile.width) * ldc_);
-          region_.store(b, *combo[0], *combo[1], b.group * joined_.columns + tile.begin, p_.groups_at_once * tile.count, run, c, ldc_, columns * ldc_);
-        }
-      }
+    if (!p_.by_chunk(g_)) {
+      region_.pack(b, 0, region);
+      for_each_row_set(b, [&](const ColumnTile& tile, size_t first, int64_t run) {
+        multiply(b, tile, first, run, 0, g_.channels, region, c);
+        store(b, tile, first, run, c);
+      });
+      return;
+    }
+    const int64_t runs = p_.region.runs(), sets = int64_t(panels_.sets().size());
+    const auto kept = [&](const ColumnTile& tile, size_t first, int64_t run) {
+      return c + (tile.start * sets * runs + (int64_t(first) * runs + run * int64_t(row_phases_)) * tile.width) * ldc_;
+    };
+    for (int64_t channel = 0; channel < g_.channels; channel += p_.region.channels) {
+      region_.pack(b, channel, region);
+      for_each_row_set(b, [&](const ColumnTile& tile, size_t first, int64_t run) {
+        multiply(b, tile, first, run, channel, std::min(channel + p_.region.channels, g_.channels), region, kept(tile, first, run));
+      });
+    }
+    for_each_row_set(b, [&](const ColumnTile& tile, size_t first, int64_t run) { store(b, tile, first, run, kept(tile, first, run)); });
   }
 
  private:
-  // c[row][position] of one phase, for the positions of one run.
-  void multiply(const Block& b, int64_t group, size_t set_index, const ColumnTile& tile, const T* region, T* c) const {
+  // f(column tile, the first of the sets of a phase of d and h, run)
+  template <class F>
+  void for_each_row_set(const Block& b, F f) const {
+    for (const ColumnTile& tile : cut_)
+      for (size_t first = 0; first < panels_.sets().size(); first += row_phases_)
+        for (int64_t run = 0; run < (p_.region.flat_depth ? 1 : b.size[0]); ++run) f(tile, first, run);
+  }
+
+  // c[phase w][group][row][position] of one run
+  void multiply(const Block& b, const ColumnTile& tile, size_t first, int64_t run, int64_t begin, int64_t end, const T* region, T* c) const {
+    const T* const plane = region + run * p_.region.depth_stride;
+    for (size_t f = 0; f < row_phases_; ++f)
+      for (int64_t i = 0; i < p_.groups_at_once; ++i)
+        multiply(b, b.group * p_.groups_at_once + i, first + f, tile, begin, end, plane + i * g_.channels * p_.region.channel_stride,
+                 c + (int64_t(f) * p_.groups_at_once + i) * tile.width * ldc_);
+  }
+
+  void store(const Block& b, const ColumnTile& tile, size_t first, int64_t run, const T* c) const {
+    const Combo& combo = panels_.sets()[first].phases.members[0];
+    region_.store(b, *combo[0], *combo[1], b.group * joined_.columns + tile.begin, p_.groups_at_once * tile.count, run, c, ldc_,
+                  p_.groups_at_once * tile.width * ldc_);
+  }
+
+  // c[row][position] of one phase and group; `region` holds the channels from `begin` on.
+  void multiply(const Block& b, int64_t group, size_t set_index, const ColumnTile& tile, int64_t begin, int64_t end, const T* region, T* c) const {
     const PanelSet& set = panels_.sets()[set_index];
-    const auto kernel = k_.spatial[p_.vectors][tile.width];
-    const int64_t run = region_.run_length(b);
     SpatialTile<T> job;
     job.tap_offset = tap_offsets_[set_index].data();
     job.taps = set.phases.taps;
@@ -124,15 +161,15 @@ class SpatialRun {
     job.weight_step = tile.width;
     job.channel_stride = p_.region.channel_stride;
     job.ldc = ldc_;
-    for (int64_t channel = 0; channel < g_.channels; channel += panels_.chunk()) {
+    for (int64_t channel = begin; channel < end; channel += panels_.chunk()) {
       job.weights = panels_.template at<T>(set, group, tile, channel);
-      job.channels = std::min(panels_.chunk(), g_.channels - channel);
+      job.channels = std::min(panels_.chunk(), end - channel);
       job.accumulate = channel > 0;
-      for (int64_t p = 0; p < run; p += p_.vectors * k_.lanes) {
-        job.region = region + channel * p_.region.channel_stride + p;
-        job.c = c + p;
-        kernel(job);
-      }
+      for_each_tile(k_, p_.vectors, region_.run_length(b), [&](int64_t position, int64_t vectors) {
+        job.region = region + (channel - begin) * p_.region.channel_stride + position;
+        job.c = c + position;
+        k_.spatial[vectors][tile.width](job);
+      });
     }
   }
 
@@ -168,9 +205,9 @@ std::unique_ptr<Plan> plan_spatial(const Gather& g, const PlanContext& context) 
   const TileKernels<T>& k = tiles<T>(context.kernels);
   const Work work = work_of(g);
   const int64_t at_once = groups_at_once<T>(g, k, context);
-  return std::make_unique<SpatialPlan<T>>(best_blocks<T, SpatialPlan<T>>(joined(g, at_once), k, [&](SpatialPlan<T>& p) {
+  return std::make_unique<SpatialPlan<T>>(best_blocks<T, SpatialPlan<T>>(joined(g, at_once), at_once > 1 ? g.channels * at_once : context.chunk, k, [&](SpatialPlan<T>& p) {
     p.groups_at_once = at_once;
-    price<T>(p, g, work, k, context.threads);
+    price<T>(p, g, work, k, context);
   }));
 }
 

@@ -40,7 +40,10 @@ static void spatial_tile(const SpatialTile<T>& a) {
     for (int64_t i = 0; i < a.channels; ++i, x += a.channel_stride, w += a.weight_step) {
       Vec<T> lane[Vectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) lane[v] = load<T>(x + v * kLanes<T>);
+      for (int v = 0; v < Vectors; ++v) {
+        lane[v] = load<T>(x + v * kLanes<T>);
+        if constexpr (Rows > 1) keep_in_register<T>(lane[v]);
+      }
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
@@ -56,7 +59,10 @@ static inline __attribute__((always_inline)) const T* phased_step(Vec<T> (&acc)[
   for (int64_t i = 0; i < channels; ++i, x += channel_stride, w += RowsH * RowsW * Columns) {
     Vec<T> lane[Vectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < Vectors; ++v) lane[v] = load<T>(x + v * kLanes<T>);
+    for (int v = 0; v < Vectors; ++v) {
+      lane[v] = load<T>(x + v * kLanes<T>);
+      if constexpr (RowsH * RowsW * Columns > 1) keep_in_register<T>(lane[v]);
+    }
 #pragma GCC unroll 2
     for (int h = 0; h < RowsH; ++h)
 #pragma GCC unroll 8
@@ -108,7 +114,10 @@ static void pointer_tile(const PointerTile<T>& a) {
     for (int64_t i = 0; i < a.steps; ++i, x += a.lane_step, at += a.row_step) {
       Vec<T> lane[Vectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) lane[v] = load<T>(x + v * kLanes<T>);
+      for (int v = 0; v < Vectors; ++v) {
+        lane[v] = load<T>(x + v * kLanes<T>);
+        if constexpr (Rows > 1) keep_in_register<T>(lane[v]);
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8

@@ -84,9 +84,10 @@ void price(TwoTapPlan<T>& p, const Gather& g, const TileKernels<T>& k, int threa
     if (rows == 0) continue;
     const int64_t count = ceil_div(g.columns, rows);
     rows = ceil_div(g.columns, count);
-    const double tile = v.terms * double(g.channels) * step_cycles(rows, vectors, loads, k.lanes * int64_t(sizeof(T))) +
-                        v.products * (kTileCall + double(rows * vectors) * 1.5);
-    const double cycles = double(ceil_div(p.region.run, vectors * k.lanes)) * tile * double(count);
+    const double cycles = double(count) * run_cycles(k, vectors, p.region.run, [&](int64_t held) {
+                            return v.terms * double(g.channels) * step_cycles(rows, held, loads, k.lanes * int64_t(sizeof(T))) +
+                                   v.products * (kTileCall + double(rows * held) * 1.5);
+                          });
     if (cycles < best) {
       best = cycles;
       best_rows = rows;
@@ -183,17 +184,16 @@ class TwoTapRun {
     job.ldc = ldc_;
     for (size_t t = first; t < last(first); ++t) {
       const ColumnTile& tile = cut_[t];
-      const auto kernel = k_.spatial[p_.vectors][tile.width];
       job.weight_step = tile.width;
       for (int64_t channel = 0; channel < g_.channels; channel += panels_.chunk()) {
         job.weights = panels_.template at<T>(b.group, tile, channel, d.list, h.list, w.list);
         job.channels = std::min(panels_.chunk(), g_.channels - channel);
         job.accumulate = channel > 0;
-        for (int64_t p = from; p <= to; p += p_.vectors * k_.lanes) {
-          job.region = region + channel * region_.channel_stride() + p;
-          job.c = c + (tile.start - cut_[first].start) * ldc_ + p;
-          kernel(job);
-        }
+        for_each_tile(k_, p_.vectors, to + 1 - from, [&](int64_t position, int64_t vectors) {
+          job.region = region + channel * region_.channel_stride() + from + position;
+          job.c = c + (tile.start - cut_[first].start) * ldc_ + from + position;
+          k_.spatial[vectors][tile.width](job);
+        });
       }
     }
   }

@@ -36,6 +36,21 @@ static inline void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// Keeps the compiler from reading v from memory anew at each use: a vector over two cache lines takes two loads each time. Tiles of three rows ran
+// at 100 GFLOP/s where four, which the compiler loads once by itself, reached 238.
+template <class T>
+static inline void keep_in_register(Vec<T>& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__SSE2__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#else
+  (void)v;
+#endif
+}
+
 // A store to an aligned address that does not bring the line into the cache first; a plain store where there is none.
 template <class T>
 static inline void store_past_cache(T* p, Vec<T> v) {
@@ -70,7 +85,33 @@ static inline void store_first(T* p, Vec<T> v, int64_t n) {
 #endif
 }
 
-// The same where n may be kLanes.
+// p[-begin] and on, zero but for the lanes begin <= i < end, outside of which nothing is read; 0 <= begin < end <= kLanes.
+template <class T>
+static inline Vec<T> load_between(const T* p, int64_t begin, int64_t end) {
+#if defined(__AVX512F__)
+  const uint32_t mask = ((1u << end) - 1) & ~((1u << begin) - 1);
+  if constexpr (sizeof(T) == 4)
+    return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_ps(__mmask16(mask), p - begin));
+  else
+    return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_pd(__mmask8(mask), p - begin));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return reinterpret_cast<Vec<T>>(_mm256_maskload_ps(
+        p - begin, _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(int(begin)), lane), _mm256_cmpgt_epi32(_mm256_set1_epi32(int(end)), lane))));
+  } else {
+    const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+    return reinterpret_cast<Vec<T>>(_mm256_maskload_pd(
+        p - begin, _mm256_andnot_si256(_mm256_cmpgt_epi64(_mm256_set1_epi64x(begin), lane), _mm256_cmpgt_epi64(_mm256_set1_epi64x(end), lane))));
+  }
+#else
+  T buffer[kLanes<T>] = {};
+  for (int64_t i = begin; i < end; ++i) buffer[i] = p[i - begin];
+  return load<T>(buffer);
+#endif
+}
+
+// store_first where n may be kLanes.
 template <class T>
 static inline void store_part(T* p, Vec<T> v, int64_t n) {
   if (n == kLanes<T>)

@@ -7,6 +7,7 @@
 
 #include "cost.h"
 #include "engine.h"
+#include "gather.h"
 
 namespace tconv3d {
 
@@ -150,12 +151,14 @@ class WeightGrad {
     const View& v = *(input == lanes_are_input_ ? lanes_ : rows_).view;
     const int64_t channels = input ? p_.in_channels : p_.out_channels;
     T* to = input ? input_ : grad_;
+    const int64_t at_once = rows_at_once(v, l.width, l.rows), pieces = ceil_div(l.rows, at_once);
     parallel_for(
-        b.size[0] * l.depth * l.rows, options_.threads,
-        [&](int64_t line, int) {
-          const int64_t h = l.from_h + line % l.rows, d = l.from_d + line / l.rows % l.depth, image = b.from[0] + line / l.rows / l.depth;
-          k_.pack_positions(to + line * l.width * channels, channels, v.at(image * v.stride[0] + d * v.stride[2] + h * v.stride[3]), v.stride[1], channels,
-                            v.stride[4], l.width, v.dtype);
+        b.size[0] * l.depth * pieces, options_.threads,
+        [&](int64_t task, int) {
+          const int64_t row = task % pieces * at_once, plane = task / pieces, d = l.from_d + plane % l.depth, image = b.from[0] + plane / l.depth;
+          k_.pack_positions(to + (plane * l.rows + row) * l.width * channels, channels,
+                            v.at(image * v.stride[0] + d * v.stride[2] + (l.from_h + row) * v.stride[3]), v.stride[1], channels, v.stride[4],
+                            std::min(at_once, l.rows - row) * l.width, v.dtype);
         },
         options_.stop);
   }

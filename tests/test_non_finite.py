@@ -10,7 +10,7 @@ import tconv3d
 from tconv3d import _core
 
 
-@pytest.mark.parametrize("family", ["automatic", "spatial", "phased", "channels"])
+@pytest.mark.parametrize("family", ["automatic", "spatial", "phased", "rows", "channels"])
 @pytest.mark.parametrize("case", range(12))
 def test_an_infinite_sample_reaches_its_own_outputs_alone(family: str, case: int) -> None:
     rng = np.random.default_rng(case)

@@ -176,13 +176,13 @@ def test_both_tile_families(active_isa: str, case: str, dtype: str) -> None:
     o = operands(CASES[case], DTYPES[dtype])
     g = o.geometry
     results: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for family in (_core.Family.spatial, _core.Family.channels, _core.Family.automatic):
+    for family in (_core.Family.spatial, _core.Family.rows, _core.Family.channels, _core.Family.automatic):
         y, gx = np.full_like(o.grad_output, 77), np.full_like(o.x, 77)
         arguments = (g.stride, g.dilation, g.crop_front, g.groups)
         _core.forward(o.x, o.weight, o.bias, y, *arguments, family=family)
         _core.input_grad(o.grad_output, o.weight, gx, *arguments, family=family)
         results[family.name] = y, gx
-    for family in ("channels", "automatic"):
+    for family in ("rows", "channels", "automatic"):
         assert_same_bytes(results["spatial"][0], results[family][0])
         assert_same_bytes(results["spatial"][1], results[family][1])
 
