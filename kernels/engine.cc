@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -52,8 +53,8 @@ void fill_bias(const Gather& g, bool all, const Options& options, const Kernels&
 enum class Direction { forward, input_grad };
 
 int64_t chunk_of(const Problem& p, Direction direction) {
-  int64_t taps = 1;  // of the phase with the most
-  for (const Axis& a : p.axis) taps *= direction == Direction::forward ? ceil_div(a.kernel, a.stride) : a.kernel;
+  int64_t taps = 1;  // of the phase with the most: a dilation that shares factors with the stride leaves some phases to the others
+  for (const Axis& a : p.axis) taps *= direction == Direction::forward ? ceil_div(a.kernel, a.stride / std::gcd(a.stride, a.dilation)) : a.kernel;
   return channel_chunk(taps);
 }
 

@@ -425,7 +425,8 @@ static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_
           int64_t i = 0;
           for (; channels - i >= kFewRows; i += kLanes<T>) {
             const int64_t rows = channels - i < kLanes<T> ? channels - i : kLanes<T>;
-            transpose_block<T>(static_cast<const T*>(src) + i * channel_stride + p, channel_stride, rows, n, rows, [&](int j) { return dst + (p + j) * ld + i; });
+            transpose_block<T>(static_cast<const T*>(src) + i * channel_stride + p, channel_stride, rows, n, rows,
+                               [&](int j) { return dst + (p + j) * ld + i; });
           }
           for (; i < channels; ++i) load_run_of<T, S>(dst + p * ld + i, ld, static_cast<const T*>(src) + i * channel_stride + p, 1, n);
         }

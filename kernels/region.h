@@ -26,8 +26,8 @@ struct RegionPlan {
 
   int64_t runs() const { return flat_depth ? 1 : block[0]; }
   std::string describe() const {
-    return "blocks of " + by({block[0], block[1], block[2]}) + " positions and " + std::to_string(channels) + " channels, " + std::to_string(run) + " in a run" +
-           (taps_apart ? " without halo" : "");
+    return "blocks of " + by({block[0], block[1], block[2]}) + " positions and " + std::to_string(channels) + " channels, " + std::to_string(run) +
+           " in a run" + (taps_apart ? " without halo" : "");
   }
   int64_t tasks(const Gather& g) const { return g.batch * g.groups * blocks[0] * blocks[1] * blocks[2]; }
 };

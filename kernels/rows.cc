@@ -83,9 +83,9 @@ void price(RowsPlan<T>& p, const Gather& g, const Work& work, const Counts& n, c
   double best = std::numeric_limits<double>::infinity();
   for (int64_t vectors = 1; vectors <= 4; ++vectors) {
     const int64_t count = ceil_div(g.columns, vectors * k.lanes), most = most_rows(k, vectors);
-    const double kept = double((p.by_chunk(g) ? count * int64_t(n.combos) : work.row_phases) * p.region.block[0] * p.region.block[1] * p.region.block[2] *
-                               vectors * k.lanes) *
-                        sizeof(T);
+    const double kept =
+        double((p.by_chunk(g) ? count * int64_t(n.combos) : work.row_phases) * p.region.block[0] * p.region.block[1] * p.region.block[2] * vectors * k.lanes) *
+        sizeof(T);
     if (most == 0 || kept + double(p.region.size) * sizeof(T) > double(cache_bytes())) continue;
     const double spilled = kept > kFirstLevelBytes ? kSpilledVector : 0;
     double steps = 0, calls = 0;
@@ -104,8 +104,8 @@ void price(RowsPlan<T>& p, const Gather& g, const Work& work, const Counts& n, c
   const int64_t tasks = p.region.tasks(g);
   const double transposed = rows_of_tiles * double(g.columns) * (kPackedElement * double(p.region.block[2]) + kRowCall / double(k.lanes));
   const double panels = panel_cycles(double(p.columns_cut * p.vectors * k.lanes * g.channels * work.taps) * sizeof(T));
-  p.cycles = kRowsFactor * parallel_cycles(double(g.batch * g.groups) * (best + transposed) + double(tasks) * (panels + transfer_cycles(g, work, p.region)), tasks,
-                             context.threads);
+  p.cycles = kRowsFactor * parallel_cycles(double(g.batch * g.groups) * (best + transposed) + double(tasks) * (panels + transfer_cycles(g, work, p.region)),
+                                           tasks, context.threads);
 }
 
 template <class T>
@@ -137,8 +137,8 @@ class RowsRun {
           T* const sums = p_.by_chunk(g_) ? c + (tile.start * int64_t(panels_.sets().size()) + first * tile.width) * positions_ : c;
           for (int64_t channel = packed; channel < end; channel += panels_.chunk())
             for (int64_t f = 0; f < row_phases_; ++f)
-              multiply(b, tile, size_t(first + f), channel, std::min(panels_.chunk(), end - channel),
-                       region + (channel - packed) * p_.region.channel_stride, sums + f * positions_ * tile.width, &offsets);
+              multiply(b, tile, size_t(first + f), channel, std::min(panels_.chunk(), end - channel), region + (channel - packed) * p_.region.channel_stride,
+                       sums + f * positions_ * tile.width, &offsets);
           if (end == g_.channels) store(b, tile, size_t(first), sums, transposed);
         }
     }
@@ -237,8 +237,7 @@ std::unique_ptr<Plan> plan_rows(const Gather& g, const PlanContext& context) {
   double taps_w = 0;
   for (const Phase& phase : g.axis[2].phases) taps_w += double(phase.taps.size());
   const Counts counts{sums_inside(g.axis[0]), sums_inside(g.axis[1]), taps_w, double(g.axis[2].phases.size()), double(work.combos)};
-  return std::make_unique<RowsPlan<T>>(
-      best_blocks<T, RowsPlan<T>>(g, context.chunk, k, [&](RowsPlan<T>& p) { price<T>(p, g, work, counts, k, context); }));
+  return std::make_unique<RowsPlan<T>>(best_blocks<T, RowsPlan<T>>(g, context.chunk, k, [&](RowsPlan<T>& p) { price<T>(p, g, work, counts, k, context); }));
 }
 
 template std::unique_ptr<Plan> plan_rows<float>(const Gather&, const PlanContext&);

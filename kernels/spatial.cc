@@ -205,10 +205,11 @@ std::unique_ptr<Plan> plan_spatial(const Gather& g, const PlanContext& context) 
   const TileKernels<T>& k = tiles<T>(context.kernels);
   const Work work = work_of(g);
   const int64_t at_once = groups_at_once<T>(g, k, context);
-  return std::make_unique<SpatialPlan<T>>(best_blocks<T, SpatialPlan<T>>(joined(g, at_once), at_once > 1 ? g.channels * at_once : context.chunk, k, [&](SpatialPlan<T>& p) {
-    p.groups_at_once = at_once;
-    price<T>(p, g, work, k, context);
-  }));
+  return std::make_unique<SpatialPlan<T>>(
+      best_blocks<T, SpatialPlan<T>>(joined(g, at_once), at_once > 1 ? g.channels * at_once : context.chunk, k, [&](SpatialPlan<T>& p) {
+        p.groups_at_once = at_once;
+        price<T>(p, g, work, k, context);
+      }));
 }
 
 template std::unique_ptr<Plan> plan_spatial<float>(const Gather&, const PlanContext&);

@@ -309,6 +309,7 @@ template <class T>
 std::unique_ptr<Plan> plan_two_tap(const Gather& original, const PlanContext& context, const Method& method) {
   auto best = std::make_unique<TwoTapPlan<T>>();
   TwoTapPlan<T> p;
+  p.region.channels = original.channels;
   p.axes = transformed(original, method);
   for (size_t a = 0; a < 3; ++a) p.targets[a] = p.axes[a].plan;
   const Gather g = with_axes(original, p.targets);
