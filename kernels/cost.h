@@ -15,8 +15,7 @@ namespace tconv3d {
 constexpr double kSecondLevelRate = 36;
 
 // One reduction step of a register tile: multiply-adds, loads (an unaligned vector of a whole cache line touches two), the second-level cache, from
-// which the lanes come, or the latency. The last term prefers, among
-// equals, the tile with fewer instructions around its multiply-adds.
+// which the lanes come, or the latency. The last term prefers, among equals, the tile with fewer instructions around its multiply-adds.
 inline double step_cycles(int64_t rows, int64_t vectors, double loads_per_vector, double vector_bytes) {
   const double multiply_adds = double(rows * vectors), loads = double(vectors) * loads_per_vector + double(rows);
   return std::max({0.5 * multiply_adds, 0.5 * loads, double(vectors) * vector_bytes / kSecondLevelRate, 4.0}) + 0.1 * (loads + 4.0);

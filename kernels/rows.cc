@@ -49,9 +49,10 @@ std::array<double, 2> sums_inside(const AxisPlan& axis) {
   double taps = 0, positions = 0;
   for (const Phase& phase : axis.phases) {
     positions += double(phase.count);
-    for (int64_t j = 0; j < phase.count; ++j) {
-      const TapRange range = taps_inside(axis, phase, j);
-      taps += double(range.end - range.begin);
+    for (const Tap& tap : phase.taps) {
+      const int64_t begin = ceil_div(-tap.source_phase, axis.source_step) - tap.offset,
+                    end = floor_div(axis.source_size - 1 - tap.source_phase, axis.source_step) - tap.offset + 1;
+      taps += double(std::max<int64_t>(0, std::min(end, phase.count) - std::max<int64_t>(begin, 0)));
     }
   }
   return {taps, positions};
