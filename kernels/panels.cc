@@ -25,6 +25,14 @@ std::vector<ColumnTile> cut_columns(int64_t columns, int64_t tiles, int64_t unit
   return cut;
 }
 
+std::vector<PanelSet> phase_by_phase(const Gather& g, const std::vector<ColumnTile>& cut) {
+  std::vector<PanelSet> sets;
+  for (const Phase& d : g.axis[0].phases)
+    for (const Phase& h : g.axis[1].phases)
+      for (const Phase& w : g.axis[2].phases) sets.push_back({{{{&d, &h, &w}}, int64_t(d.taps.size() * h.taps.size() * w.taps.size())}, cut, 0});
+  return sets;
+}
+
 Panels::Panels(const Gather& g, std::vector<PanelSet> sets, int64_t chunk) : g_(g), sets_(std::move(sets)), chunk_(chunk), size_(0) {
   for (PanelSet& set : sets_) {
     set.base = size_;

@@ -30,6 +30,9 @@ struct PanelSet {
   int64_t padded_columns() const { return tiles.empty() ? 0 : tiles.back().start + tiles.back().width; }
 };
 
+// A set for every phase, each cut alike; phases of d, h, w ascending.
+std::vector<PanelSet> phase_by_phase(const Gather& g, const std::vector<ColumnTile>& cut);
+
 // What options.packed keeps under `key`, else fresh memory that pack(data) fills.
 template <class F>
 std::shared_ptr<Scratch> packed_once(const Options& options, const PackedPanels::Key& key, size_t bytes, F pack) {

@@ -219,11 +219,7 @@ class RowsRun {
 template <class T>
 void RowsPlan<T>::run(const Gather& g, const Options& options, const Kernels& kernels, int64_t chunk) const {
   const std::vector<ColumnTile> cut = cut_columns(g.columns, columns_cut, tiles<T>(kernels).lanes);
-  std::vector<PanelSet> sets;
-  for (const Phase& d : g.axis[0].phases)
-    for (const Phase& h : g.axis[1].phases)
-      for (const Phase& w : g.axis[2].phases) sets.push_back({{{{&d, &h, &w}}, int64_t(d.taps.size() * h.taps.size() * w.taps.size())}, cut, 0});
-  Panels panels(g, std::move(sets), chunk);
+  Panels panels(g, phase_by_phase(g, cut), chunk);
   panels.fill<T>(options, kernels);
   const RowsRun<T> run(g, *this, cut, panels, kernels);
   run_tasks<T>(region.tasks(g), run.scratch_size(), options, [&](int64_t task, T* scratch) { run.run(task, scratch); });
