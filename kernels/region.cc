@@ -110,6 +110,13 @@ int64_t Region<T>::tap_offset(const Tap& d, const Tap& h, const Tap& w) const {
   return segment * p_.segment_stride + place(0, d) * p_.depth_stride + place(1, h) * p_.pitch + at;
 }
 
+template <class T>
+std::vector<int64_t> Region<T>::tap_offsets(const Combo& combo) const {
+  std::vector<int64_t> offsets;
+  for_each_tap(combo, [&](int64_t, const Tap& d, const Tap& h, const Tap& w) { offsets.push_back(tap_offset(d, h, w)); });
+  return offsets;
+}
+
 // The part of a segment that lies inside the image: packed coordinates begin <= t < end, from source sample `source` on.
 struct Inside {
   int64_t begin, end, source;

@@ -25,6 +25,8 @@ struct RegionPlan {
   int64_t run = 0;  // positions of one run
 
   int64_t runs() const { return flat_depth ? 1 : block[0]; }
+  // The sums of all columns and phases of a block are kept while the channels pass chunk by chunk: large blocks of many channels.
+  bool by_chunk(const Gather& g) const { return channels < g.channels; }
   std::string describe() const {
     return "blocks of " + by({block[0], block[1], block[2]}) + " positions and " + std::to_string(channels) + " channels, " + std::to_string(run) +
            " in a run" + (taps_apart ? " without halo" : "");
@@ -49,6 +51,14 @@ int64_t odd_lines(int64_t elements) {
 template <class T>
 int64_t slack(const TileKernels<T>& k) {
   return int64_t(kMaxVectors) * k.lanes;
+}
+
+// Rows of the tallest tile of so many vectors, at most `limit`; 0 where there is none.
+template <class T>
+int64_t most_rows(const TileKernels<T>& k, int64_t vectors, int64_t limit = kMaxRows) {
+  int64_t rows = std::min<int64_t>(limit, kMaxRows);
+  while (rows > 0 && !k.spatial[vectors][rows]) --rows;
+  return rows;
 }
 
 // Vectors of a run's last tile, for the positions that are left.
@@ -82,6 +92,7 @@ class Region {
   Block block(int64_t task) const;
   int64_t run_length(const Block& b) const { return (b.size[1] - 1) * p_.pitch + b.size[2] + (p_.flat_depth ? (b.size[0] - 1) * p_.depth_stride : 0); }
   int64_t tap_offset(const Tap& d, const Tap& h, const Tap& w) const;
+  std::vector<int64_t> tap_offsets(const Combo& combo) const;
   // The plan's number of channels from `channel` on, or as many as there are.
   void pack(const Block& b, int64_t channel, T* region) const;
 

@@ -19,12 +19,9 @@ class RowsPlan : public Plan {
     return "direct, channels on the lanes, positions of a row on the rows: " + region.describe() + "; " + by({columns_cut}) + " column tiles of " +
            by({vectors}) + " vectors";
   }
-  // The sums of all columns and phases of a block are kept while the channels pass chunk by chunk.
-  bool by_chunk(const Gather& g) const { return region.channels < g.channels; }
 };
 
-constexpr double kRowsFactor = 1.08;  // against lanes over positions on layers where both fit: more panels pass through the second-level cache
-
+constexpr double kRowsFactor = 1.08;   // against lanes over positions on layers where both fit: more panels pass through the second-level cache
 constexpr double kPanelTraffic = 1.5;  // bytes from the second-level cache for each of a panel: the samples of short rows come from there as well
 
 struct TapRange {
@@ -58,13 +55,6 @@ std::array<double, 2> sums_inside(const AxisPlan& axis) {
   return {taps, positions};
 }
 
-template <class T>
-int64_t most_rows(const TileKernels<T>& k, int64_t vectors) {
-  int64_t rows = kMaxRows;
-  while (rows > 0 && !k.spatial[vectors][rows]) --rows;
-  return rows;
-}
-
 // f(first position, positions) for the tiles of a row: as few as can be, of about equal size.
 template <class F>
 void for_each_piece(int64_t width, int64_t most, F f) {
@@ -72,20 +62,20 @@ void for_each_piece(int64_t width, int64_t most, F f) {
   for (int64_t i = 0; i < pieces; ++i) f(i * width / pieces, (i + 1) * width / pieces - i * width / pieces);
 }
 
-struct Counts {
+struct Sums {
   std::array<double, 2> d, h;  // taps and positions, over the image
-  double taps_w, phases_w, combos;
+  double taps_w;
 };
 
 template <class T>
-void price(RowsPlan<T>& p, const Gather& g, const Work& work, const Counts& n, const TileKernels<T>& k, const PlanContext& context) {
+void price(RowsPlan<T>& p, const Gather& g, const Work& work, const Sums& n, const TileKernels<T>& k, const PlanContext& context) {
   if (p.region.flat_depth || p.region.taps_apart) return;  // layouts against what this family has not
-  const double chunks = double(ceil_div(g.channels, context.chunk)), rows_of_tiles = n.d[1] * n.h[1] * n.phases_w * double(p.region.blocks[2]);
+  const double chunks = double(ceil_div(g.channels, context.chunk)), rows_of_tiles = n.d[1] * n.h[1] * double(work.row_phases) * double(p.region.blocks[2]);
   double best = std::numeric_limits<double>::infinity();
   for (int64_t vectors = 1; vectors <= 4; ++vectors) {
     const int64_t count = ceil_div(g.columns, vectors * k.lanes), most = most_rows(k, vectors);
     const double kept =
-        double((p.by_chunk(g) ? count * int64_t(n.combos) : work.row_phases) * p.region.block[0] * p.region.block[1] * p.region.block[2] * vectors * k.lanes) *
+        double((p.region.by_chunk(g) ? count * work.combos : work.row_phases) * p.region.block[0] * p.region.block[1] * p.region.block[2] * vectors * k.lanes) *
         sizeof(T);
     if (most == 0 || kept + double(p.region.size) * sizeof(T) > double(cache_bytes())) continue;
     const double spilled = kept > kFirstLevelBytes ? kSpilledVector : 0;
@@ -114,11 +104,7 @@ class RowsRun {
  public:
   RowsRun(const Gather& g, const RowsPlan<T>& p, const std::vector<ColumnTile>& cut, const Panels& panels, const Kernels& kernels)
       : g_(g), p_(p), cut_(cut), panels_(panels), k_(tiles<T>(kernels)), region_(g, p.region, k_) {
-    for (const PanelSet& set : panels.sets()) {
-      std::vector<int64_t> offsets(size_t(set.phases.taps));
-      for_each_tap(set.phases.members[0], [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) { offsets[size_t(t)] = region_.tap_offset(d, h, w); });
-      tap_offsets_.push_back(std::move(offsets));
-    }
+    for (const PanelSet& set : panels.sets()) tap_offsets_.push_back(region_.tap_offsets(set.phases.members[0]));
     row_phases_ = int64_t(g.axis[2].phases.size());
     positions_ = p.region.block[0] * p.region.block[1] * p.region.block[2];
     ldc_ = p.region.run + k_.lanes;
@@ -135,7 +121,7 @@ class RowsRun {
       region_.pack(b, packed, region);
       for (const ColumnTile& tile : cut_)
         for (int64_t first = 0; first < int64_t(panels_.sets().size()); first += row_phases_) {
-          T* const sums = p_.by_chunk(g_) ? c + (tile.start * int64_t(panels_.sets().size()) + first * tile.width) * positions_ : c;
+          T* const sums = p_.region.by_chunk(g_) ? c + (tile.start * int64_t(panels_.sets().size()) + first * tile.width) * positions_ : c;
           for (int64_t channel = packed; channel < end; channel += panels_.chunk())
             for (int64_t f = 0; f < row_phases_; ++f)
               multiply(b, tile, size_t(first + f), channel, std::min(panels_.chunk(), end - channel), region + (channel - packed) * p_.region.channel_stride,
@@ -152,7 +138,7 @@ class RowsRun {
     return widest;
   }
   int64_t kept_size() const {
-    return positions_ * (p_.by_chunk(g_) ? int64_t(panels_.sets().size()) * (cut_.back().start + cut_.back().width) : row_phases_ * widest());
+    return positions_ * (p_.region.by_chunk(g_) ? int64_t(panels_.sets().size()) * (cut_.back().start + cut_.back().width) : row_phases_ * widest());
   }
 
   // c[d][h][w][column] (+)= the products of a chunk of channels, for one phase of d, h and w. `offsets`: room for those of a row's taps.
@@ -233,8 +219,8 @@ std::unique_ptr<Plan> plan_rows(const Gather& g, const PlanContext& context) {
   const Work work = work_of(g);
   double taps_w = 0;
   for (const Phase& phase : g.axis[2].phases) taps_w += double(phase.taps.size());
-  const Counts counts{sums_inside(g.axis[0]), sums_inside(g.axis[1]), taps_w, double(g.axis[2].phases.size()), double(work.combos)};
-  return std::make_unique<RowsPlan<T>>(best_blocks<T, RowsPlan<T>>(g, context.chunk, k, [&](RowsPlan<T>& p) { price<T>(p, g, work, counts, k, context); }));
+  const Sums sums{sums_inside(g.axis[0]), sums_inside(g.axis[1]), taps_w};
+  return std::make_unique<RowsPlan<T>>(best_blocks<T, RowsPlan<T>>(g, context.chunk, k, [&](RowsPlan<T>& p) { price<T>(p, g, work, sums, k, context); }));
 }
 
 template std::unique_ptr<Plan> plan_rows<float>(const Gather&, const PlanContext&);

@@ -15,9 +15,6 @@ class SpatialPlan : public Plan {
   int64_t vectors = 1, columns_cut = 1;
   int64_t groups_at_once = 1;  // packed and stored together
 
-  // The sums of all columns and phases of a block are kept while the channels pass chunk by chunk: large blocks of many channels.
-  bool by_chunk(const Gather& g) const { return region.channels < g.channels; }
-
   void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
   std::string describe() const override {
     return "direct, positions on the lanes: " + region.describe() + "; " + by({columns_cut}) + " column tiles of " + by({vectors}) + " vectors";
@@ -47,15 +44,14 @@ int64_t groups_at_once(const Gather& g, const TileKernels<T>& k, const PlanConte
 // Picks vectors and the number of column tiles for a block, and adds up its cycles.
 template <class T>
 void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKernels<T>& k, const PlanContext& context) {
-  const bool by_chunk = p.by_chunk(g);
+  const bool by_chunk = p.region.by_chunk(g);
   const double chunks = double(ceil_div(g.channels, context.chunk));
   const double loads = loads_per_vector<T>(k.lanes);
   // A small region stays in the first-level cache.
   const int64_t lane_bytes = double(p.region.size) * sizeof(T) < kFirstLevelBytes ? 0 : k.lanes * int64_t(sizeof(T));
   double best = std::numeric_limits<double>::infinity();
   for (int64_t vectors = 1; vectors <= kMaxVectors; ++vectors) {
-    int64_t rows = std::min<int64_t>(g.columns, kMaxRows);
-    while (rows > 0 && !k.spatial[vectors][rows]) --rows;
+    int64_t rows = most_rows(k, vectors, g.columns);
     if (rows == 0) continue;
     const int64_t count = ceil_div(g.columns, rows);
     if (p.groups_at_once > 1 && count > 1) continue;
@@ -87,18 +83,14 @@ class SpatialRun {
  public:
   SpatialRun(const Gather& g, const SpatialPlan<T>& p, const std::vector<ColumnTile>& cut, const Panels& panels, const Kernels& kernels)
       : g_(g), joined_(joined(g, p.groups_at_once)), p_(p), cut_(cut), panels_(panels), k_(tiles<T>(kernels)), region_(joined_, p.region, k_) {
-    for (const PanelSet& set : panels.sets()) {
-      std::vector<int64_t> offsets(size_t(set.phases.taps));
-      for_each_tap(set.phases.members[0], [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) { offsets[size_t(t)] = region_.tap_offset(d, h, w); });
-      tap_offsets_.push_back(std::move(offsets));
-    }
+    for (const PanelSet& set : panels.sets()) tap_offsets_.push_back(region_.tap_offsets(set.phases.members[0]));
     row_phases_ = g.axis[2].phases.size();
     ldc_ = ceil_div(p.region.run, p.vectors * k_.lanes) * p.vectors * k_.lanes;
   }
 
   int64_t scratch_size() const {
     const int64_t rows = p_.groups_at_once > 1 ? joined_.columns : kMaxRows;
-    const int64_t kept = p_.by_chunk(g_) ? int64_t(panels_.sets().size()) * g_.columns * p_.region.runs() : int64_t(row_phases_) * rows;
+    const int64_t kept = p_.region.by_chunk(g_) ? int64_t(panels_.sets().size()) * g_.columns * p_.region.runs() : int64_t(row_phases_) * rows;
     return odd_lines<T>(p_.region.size) + kept * ldc_ + slack(k_);
   }
   int64_t tasks() const { return p_.region.tasks(joined_); }
@@ -106,7 +98,7 @@ class SpatialRun {
   void run(int64_t task, T* scratch) const {
     const Block b = region_.block(task);
     T *region = scratch, *c = scratch + odd_lines<T>(p_.region.size);
-    if (!p_.by_chunk(g_)) {
+    if (!p_.region.by_chunk(g_)) {
       region_.pack(b, 0, region);
       for_each_row_set(b, [&](const ColumnTile& tile, size_t first, int64_t run) {
         multiply(b, tile, first, run, 0, g_.channels, region, c);

@@ -79,8 +79,7 @@ void price(TwoTapPlan<T>& p, const Gather& g, const TileKernels<T>& k, int threa
   double best = std::numeric_limits<double>::infinity();
   int64_t best_rows = 1;
   for (int64_t vectors = 1; vectors <= kMaxVectors; ++vectors) {
-    int64_t rows = std::min<int64_t>(g.columns, kMaxRows);
-    while (rows > 0 && !k.spatial[vectors][rows]) --rows;
+    int64_t rows = most_rows(k, vectors, g.columns);
     if (rows == 0) continue;
     const int64_t count = ceil_div(g.columns, rows);
     rows = ceil_div(g.columns, count);
