@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Weight gradient: for every tap one matrix product with the positions as the reduction. The positions are cut into blocks whose size depends
-// on the shape alone; a block's input and grad_output are packed with channels last, then every (tap, group, column tile) adds its
-// products, so the order of additions is the same for any number of threads.
+// Weight gradient: for every tap one matrix product with the positions as the reduction. The positions are cut into blocks; a block's input and
+// grad_output are packed with channels last, then every (tap, group, column tile) adds its products. The blocks in turn are cut into strands with
+// sums of their own, which are added at the end. Both cuts depend on the shape alone, so the order of additions is the same for any number of
+// threads, whether they share the work of a block or take a strand each.
 #include <cstring>
 #include <limits>
 
@@ -18,6 +19,11 @@ constexpr int64_t kChain = 1024;  // terms added in one chain of multiply-adds
 // anew for each block, so then blocks are larger: 3dgan_l2, whose sums take 33 MB, 55 to 45 ms.
 constexpr int64_t kBlockBytes = int64_t(1) << 20, kLargeBlockBytes = int64_t(8) << 20, kLargeSumsBytes = int64_t(4) << 20;
 
+// Threads that take a strand each meet once; those that share a block meet three times in it, and read what another core packed: gcnet_deconv5, 450
+// blocks, took 67 to 126 ms on two threads and now 35. The sums of all strands fit so many bytes.
+constexpr int64_t kStrandBytes = int64_t(4) << 20, kMostStrands = 64;
+constexpr double kWellSpread = 0.75;  // of the threads' time in strands, else they share blocks
+
 struct Side {
   const View* view;
   int64_t channels;  // per group
@@ -26,6 +32,14 @@ struct Side {
 // A block of input positions: whole rows along w.
 struct Block {
   std::array<int64_t, 3> from, size;  // image, d, h
+};
+
+// A run of blocks and what it adds up. `options`: threads that share a block.
+template <class T>
+struct Strand {
+  T *sums, *input, *grad;  // packed blocks
+  bool first;              // no block added yet
+  const Options& options;
 };
 
 struct Lines {
@@ -60,23 +74,35 @@ class WeightGrad {
   }
 
   void run() {
-    const int64_t size = taps_ * outer_groups_ * rows_.channels * padded_lanes_;
-    Scratch sums(size_t(size) * sizeof(T));
-    sums_ = reinterpret_cast<T*>(sums.data());
-    Scratch packed(size_t(capacity(true) + capacity(false) + 2 * slack()) * sizeof(T));
-    input_ = reinterpret_cast<T*>(packed.data());
-    grad_ = input_ + capacity(true) + slack();
-    first_ = true;
     const std::array<int64_t, 3> extent{p_.batch, p_.axis[0].input, p_.axis[1].input};
-    Block b;
-    for (b.from[0] = 0; b.from[0] < extent[0]; b.from[0] += block_[0])
-      for (b.from[1] = 0; b.from[1] < extent[1]; b.from[1] += block_[1])
-        for (b.from[2] = 0; b.from[2] < extent[2]; b.from[2] += block_[2]) {
-          for (size_t a = 0; a < 3; ++a) b.size[a] = std::min(block_[a], extent[a] - b.from[a]);
-          add(b);
-          first_ = false;
+    std::array<int64_t, 3> blocks;
+    for (size_t a = 0; a < 3; ++a) blocks[a] = ceil_div(extent[a], block_[a]);
+    const int64_t count = blocks[0] * blocks[1] * blocks[2],
+                  strands = std::clamp<int64_t>(kStrandBytes / sums_bytes(), 1, std::clamp<int64_t>(count, 1, kMostStrands));
+    const int64_t size = taps_ * outer_groups_ * rows_.channels * padded_lanes_, packed = capacity(true) + capacity(false) + 2 * slack();
+    Scratch sums(size_t(strands * size) * sizeof(T));
+    sums_ = reinterpret_cast<T*>(sums.data());
+    const auto add_strand = [&](int64_t strand, T* buffer, const Options& options) {
+      Strand<T> s{sums_ + strand * size, buffer, buffer + capacity(true) + slack(), true, options};
+      for (int64_t i = strand * count / strands; i < (strand + 1) * count / strands; ++i, s.first = false) {
+        Block b{{i / blocks[2] / blocks[1], i / blocks[2] % blocks[1], i % blocks[2]}, {}};
+        for (size_t a = 0; a < 3; ++a) {
+          b.from[a] *= block_[a];
+          b.size[a] = std::min(block_[a], extent[a] - b.from[a]);
         }
-    if (first_) std::memset(static_cast<void*>(sums_), 0, size_t(size) * sizeof(T));  // an empty input
+        add(s, b);
+      }
+      if (s.first) std::memset(static_cast<void*>(s.sums), 0, size_t(size) * sizeof(T));  // an empty input
+    };
+    const int64_t rounds = ceil_div(strands, options_.threads);
+    if (options_.threads > 1 && double(strands) > kWellSpread * double(rounds * options_.threads)) {
+      const Options alone;
+      run_tasks<T>(strands, packed, options_, [&](int64_t strand, T* buffer) { add_strand(strand, buffer, alone); });
+    } else {
+      Scratch buffer(size_t(packed) * sizeof(T));
+      for (int64_t strand = 0; strand < strands; ++strand) add_strand(strand, reinterpret_cast<T*>(buffer.data()), options_);
+    }
+    for (int64_t strand = 1; strand < strands; ++strand) k_.add_runs(sums_, sums_, sums_ + strand * size, size);
     write();
   }
 
@@ -120,10 +146,12 @@ class WeightGrad {
     return block_[0] * most(0, block_[1]) * most(1, block_[2]) * width * channels;
   }
 
+  // Without padding, which depends on the instruction set.
+  int64_t sums_bytes() const { return std::max<int64_t>(1, taps_ * p_.groups * rows_.channels * lanes_.channels * int64_t(sizeof(T))); }
+
   std::array<int64_t, 3> block_size() {
     const int64_t extent[3] = {p_.batch, p_.axis[0].input, p_.axis[1].input};
-    const int64_t sums = taps_ * p_.groups * rows_.channels * lanes_.channels * int64_t(sizeof(T));
-    const int64_t most = sums > kLargeSumsBytes ? kLargeBlockBytes : kBlockBytes;
+    const int64_t most = sums_bytes() > kLargeSumsBytes ? kLargeBlockBytes : kBlockBytes;
     block_ = {1, 1, 1};
     for (int a = 2; a >= 0; --a) {
       int64_t& size = block_[size_t(a)];
@@ -138,40 +166,40 @@ class WeightGrad {
     return block_;
   }
 
-  void add(const Block& b) {
-    pack(b, true);
-    pack(b, false);
+  void add(const Strand<T>& s, const Block& b) const {
+    pack(s, b, true);
+    pack(s, b, false);
     const int64_t lane_tiles = ceil_div(padded_lanes_, tile_vectors_ * k_.lanes);
     parallel_for(
-        taps_ / row_taps_ * outer_groups_ * lane_tiles, options_.threads,
-        [&](int64_t task, int) { multiply(b, task / lane_tiles / outer_groups_ * row_taps_, task / lane_tiles % outer_groups_, task % lane_tiles); },
-        options_.stop);
+        taps_ / row_taps_ * outer_groups_ * lane_tiles, s.options.threads,
+        [&](int64_t task, int) { multiply(s, b, task / lane_tiles / outer_groups_ * row_taps_, task / lane_tiles % outer_groups_, task % lane_tiles); },
+        s.options.stop);
   }
 
-  void pack(const Block& b, bool input) {
+  void pack(const Strand<T>& s, const Block& b, bool input) const {
     const Lines l = lines(b, input);
     const View& v = *(input == lanes_are_input_ ? lanes_ : rows_).view;
     const int64_t channels = input ? p_.in_channels : p_.out_channels;
-    T* to = input ? input_ : grad_;
+    T* const to = input ? s.input : s.grad;
     const int64_t at_once = rows_at_once(v, l.width, l.rows), pieces = ceil_div(l.rows, at_once);
     parallel_for(
-        b.size[0] * l.depth * pieces, options_.threads,
+        b.size[0] * l.depth * pieces, s.options.threads,
         [&](int64_t task, int) {
           const int64_t row = task % pieces * at_once, plane = task / pieces, d = l.from_d + plane % l.depth, image = b.from[0] + plane / l.depth;
           k_.pack_positions(to + (plane * l.rows + row) * l.width * channels, channels,
                             v.at(image * v.stride[0] + d * v.stride[2] + (l.from_h + row) * v.stride[3]), v.stride[1], channels, v.stride[4],
                             std::min(at_once, l.rows - row) * l.width, v.dtype);
         },
-        options_.stop);
+        s.options.stop);
   }
 
   // The sums of one tap, or of a row of the kernel where its taps lie on the rows, for one group and lane tile.
-  void multiply(const Block& b, int64_t tap, int64_t group, int64_t lane_tile) const {
+  void multiply(const Strand<T>& s, const Block& b, int64_t tap, int64_t group, int64_t lane_tile) const {
     const Axis &ah = p_.axis[1], &aw = p_.axis[2];
     const int64_t kw = tap % aw.kernel, kh = tap / aw.kernel % ah.kernel, kd = tap / aw.kernel / ah.kernel;
     if (row_taps_ == 1) {
       const auto [begin, end] = reach(kw);
-      multiply(b, {kd, kh, kw}, begin, end, rows_.channels, group, lane_tile, first_);
+      multiply(s, b, {kd, kh, kw}, begin, end, rows_.channels, group, lane_tile, s.first);
       return;
     }
     int64_t begin = 0, end = aw.input;
@@ -180,11 +208,11 @@ class WeightGrad {
       end = std::min(end, reach(k)[1]);
     }
     end = std::max(begin, end);
-    multiply(b, {kd, kh, 0}, begin, end, row_taps_ * rows_.channels, group, lane_tile, first_);
+    multiply(s, b, {kd, kh, 0}, begin, end, row_taps_ * rows_.channels, group, lane_tile, s.first);
     for (int64_t k = 0; k < row_taps_; ++k) {  // at the edges, tap by tap
       const auto [first, last] = reach(k);
-      if (first < std::min(begin, last)) multiply(b, {kd, kh, k}, first, std::min(begin, last), rows_.channels, group, lane_tile, false);
-      if (std::max(end, first) < last) multiply(b, {kd, kh, k}, std::max(end, first), last, rows_.channels, group, lane_tile, false);
+      if (first < std::min(begin, last)) multiply(s, b, {kd, kh, k}, first, std::min(begin, last), rows_.channels, group, lane_tile, false);
+      if (std::max(end, first) < last) multiply(s, b, {kd, kh, k}, std::max(end, first), last, rows_.channels, group, lane_tile, false);
     }
   }
 
@@ -196,21 +224,24 @@ class WeightGrad {
   }
 
   // `rows` from the first channel of `tap` on, positions begin <= i < end along w. `set`: the first of all products.
-  void multiply(const Block& b, const std::array<int64_t, 3>& tap, int64_t begin, int64_t end, int64_t rows, int64_t group, int64_t lane_tile, bool set) const {
+  void multiply(const Strand<T>& s, const Block& b, const std::array<int64_t, 3>& tap, int64_t begin, int64_t end, int64_t rows, int64_t group,
+                int64_t lane_tile, bool set) const {
     const Axis &ad = p_.axis[0], &ah = p_.axis[1], &aw = p_.axis[2];
     const auto [kd, kh, kw] = tap;
     const int64_t shift = kw * aw.dilation - aw.crop;
     const int64_t first_lane = lane_tile * tile_vectors_ * k_.lanes, vectors = std::min(tile_vectors_, (padded_lanes_ - first_lane) / k_.lanes);
-    T* const sums = sums_ + (((kd * ah.kernel + kh) * aw.kernel + kw) * outer_groups_ + group) * rows_.channels * padded_lanes_ + first_lane;
+    T* const sums = s.sums + (((kd * ah.kernel + kh) * aw.kernel + kw) * outer_groups_ + group) * rows_.channels * padded_lanes_ + first_lane;
     const Lines in = lines(b, true), out = lines(b, false);
     std::vector<const T*> x, gy;
+    x.reserve(size_t(b.size[0] * in.depth * in.rows));
+    gy.reserve(x.capacity());
     for (int64_t n = 0; n < b.size[0] && begin < end; ++n)
       for (int64_t d = 0; d < in.depth; ++d)
         for (int64_t h = 0; h < in.rows; ++h) {
           const int64_t od = (in.from_d + d) * ad.stride + kd * ad.dilation - ad.crop, oh = (in.from_h + h) * ah.stride + kh * ah.dilation - ah.crop;
           if (od < 0 || od >= ad.output || oh < 0 || oh >= ah.output) continue;
-          x.push_back(input_ + (((n * in.depth + d) * in.rows + h) * in.width + begin) * p_.in_channels + group * (p_.in_channels / p_.groups));
-          gy.push_back(grad_ + (((n * out.depth + od - out.from_d) * out.rows + oh - out.from_h) * out.width + begin * aw.stride + shift) * p_.out_channels +
+          x.push_back(s.input + (((n * in.depth + d) * in.rows + h) * in.width + begin) * p_.in_channels + group * (p_.in_channels / p_.groups));
+          gy.push_back(s.grad + (((n * out.depth + od - out.from_d) * out.rows + oh - out.from_h) * out.width + begin * aw.stride + shift) * p_.out_channels +
                        group * (p_.out_channels / p_.groups));
         }
     int64_t steps = end - begin, input_step = p_.in_channels, grad_step = p_.out_channels * aw.stride;
@@ -313,11 +344,11 @@ class WeightGrad {
   const Options& options_;
   const View& gw_;
   Side rows_, lanes_;
-  bool lanes_are_input_, depthwise_, first_ = true;
+  bool lanes_are_input_, depthwise_;
   int64_t row_taps_ = 1;  // taps along w that share a tile
   int64_t tile_rows_ = 1, tile_vectors_ = 1, padded_lanes_, lane_channels_, outer_groups_, taps_;
   std::array<int64_t, 3> block_;
-  T *sums_ = nullptr, *input_ = nullptr, *grad_ = nullptr;
+  T* sums_ = nullptr;
 };
 
 }  // namespace
