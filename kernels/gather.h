@@ -29,6 +29,18 @@ bool is_rows(const View& v) {
   return v.stride[1] == 1 && v.element_size() == int64_t(sizeof(T));
 }
 
+// The memory from the first to the last element of a source of the accumulating type; none of another.
+template <class T>
+struct Extent {
+  explicit Extent(const Gather& g) : begin(static_cast<const T*>(g.source.data)), end(begin) {
+    if (g.source.element_size() != int64_t(sizeof(T))) return;
+    ++end;
+    const int64_t sizes[5] = {g.batch, g.groups * g.channels, g.axis[0].source_size, g.axis[1].source_size, g.axis[2].source_size};
+    for (size_t a = 0; a < 5; ++a) (g.source.stride[a] < 0 ? begin : end) += (sizes[a] - 1) * g.source.stride[a];
+  }
+  const T *begin, *end;
+};
+
 // Rows along w that are turned to channels last in one call, as one of their lengths: short ones fill no vector. They must lie side by side.
 inline int64_t rows_at_once(const View& v, int64_t width, int64_t rows) {
   constexpr int64_t kPositions = 64;

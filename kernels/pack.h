@@ -96,14 +96,6 @@ static inline void load_run_of(T* __restrict dst, int64_t ds, const void* __rest
     if constexpr (sizeof(S) == sizeof(T))
       for (; i + kLanes<T> <= n; i += kLanes<T>) store<T>(dst + i, load<T>(static_cast<const T*>(src) + i));
     for (; i < n; ++i) dst[i] = widen(read<S>(src, i));
-  } else if (ds == 1 && ss == 2) {
-    // An element past the last wanted one is not read: it may lie outside the array.
-    if constexpr (sizeof(S) == sizeof(T))
-      for (; i + kLanes<T> < n; i += kLanes<T>) {
-        const T* p = static_cast<const T*>(src) + 2 * i;
-        store<T>(dst + i, unzip<T, 0>(load<T>(p), load<T>(p + kLanes<T>)));
-      }
-    for (; i < n; ++i) dst[i] = widen(read<S>(src, 2 * i));
   } else {
     for (; i < n; ++i) dst[i * ds] = widen(read<S>(src, i * ss));
   }
@@ -114,28 +106,62 @@ static void load_run(T* dst, int64_t ds, const void* src, int64_t ss, int64_t n,
   with_stored<T>(dtype, [&](auto s) { load_run_of<T, decltype(s)>(dst, ds, src, ss, n); });
 }
 
+// dst[i] = src[i * Step], on whole vectors as long as they lie in the array. Not under masks: masked loads that miss the caches took up to five times
+// as long (15 elements, a stride of 2, out of 12 MB: 5.5 ns a row, 1.9 whole).
+template <class T, int Step>
+static inline void load_every(T* dst, const T* src, int64_t n, const RowsLoad<T>& a) {
+  Vec<T> v[Step];
+  int64_t i = 0;
+  for (; i < n && src + Step * kLanes<T> <= a.end; i += kLanes<T>, src += Step * kLanes<T>) {
+#pragma GCC unroll 4
+    for (int j = 0; j < Step; ++j) {
+      __builtin_prefetch(src + a.ahead + j * kLanes<T>);
+      v[j] = load<T>(src + j * kLanes<T>);
+    }
+    store_part<T>(dst + i, unzip_first<T, Step>(v), n - i < kLanes<T> ? n - i : kLanes<T>);
+  }
+  for (; i < n; ++i, src += Step) dst[i] = *src;
+}
+
 // A row of n elements between zeros; a tail repeats the last full vector.
 template <class T, class S>
-static inline void load_row(T* dst, int64_t left, int64_t right, const void* src, int64_t ss, int64_t n, int64_t ahead) {
-  if (sizeof(S) == sizeof(T) && ss == 1 && n < kLanes<T> && left + n + right <= kLanes<T>) {
-    const T* from = static_cast<const T*>(src);
-    __builtin_prefetch(from + ahead);
-    store_part<T>(dst, load_between<T>(from, left, left + n), left + n + right);
-    return;
+static inline void load_row(T* dst, const void* src, int64_t n, const RowsLoad<T>& a) {
+  const int64_t left = a.left, right = a.right;
+  if constexpr (sizeof(S) == sizeof(T)) {
+    const T* const from = static_cast<const T*>(src);
+    if (a.stride == 1 && n < kLanes<T> && left + n + right <= kLanes<T>) {
+      __builtin_prefetch(from + a.ahead);
+      const bool whole = from - left >= a.begin && from - left + kLanes<T> <= a.end;
+      Vec<T> row;
+      if (whole) {
+        row = load<T>(from - left);
+        keep_in_register<T>(row);  // else the compiler makes it a masked load again
+        row = keep_between<T>(row, left, left + n);
+      } else {
+        row = load_between<T>(from, left, left + n);
+      }
+      store_part<T>(dst, row, left + n + right);
+      return;
+    }
   }
   for (int64_t i = 0; i < left; ++i) dst[i] = 0;
   dst += left;
-  if (sizeof(S) == sizeof(T) && ss == 1 && n >= kLanes<T>) {
-    const T* from = static_cast<const T*>(src);
-    for (int64_t i = 0; i + kLanes<T> <= n; i += kLanes<T>) {
-      __builtin_prefetch(from + ahead + i);
-      store<T>(dst + i, load<T>(from + i));
-    }
-    store<T>(dst + n - kLanes<T>, load<T>(from + n - kLanes<T>));
-  } else {
-    load_run_of<T, S>(dst, 1, src, ss, n);
-  }
   for (int64_t i = n; i < n + right; ++i) dst[i] = 0;
+  if constexpr (sizeof(S) == sizeof(T)) {
+    const T* const from = static_cast<const T*>(src);
+    if (a.stride == 1 && n >= kLanes<T>) {
+      for (int64_t i = 0; i + kLanes<T> <= n; i += kLanes<T>) {
+        __builtin_prefetch(from + a.ahead + i);
+        store<T>(dst + i, load<T>(from + i));
+      }
+      store<T>(dst + n - kLanes<T>, load<T>(from + n - kLanes<T>));
+      return;
+    }
+    if (a.stride == 2) return load_every<T, 2>(dst, from, n, a);
+    if (a.stride == 3) return load_every<T, 3>(dst, from, n, a);
+    if (a.stride == 4) return load_every<T, 4>(dst, from, n, a);
+  }
+  load_run_of<T, S>(dst, 1, src, a.stride, n);
 }
 
 // dst[r * pitch] = left zeros, src[r * row_stride + i * stride] for i < n, right zeros, for r < rows
@@ -146,11 +172,10 @@ static void load_rows(const RowsLoad<T>& a, DType dtype) {
     T* dst = a.dst;
     const char* src = static_cast<const char*>(a.src);
     if (a.left + a.right == 0 && a.pitch == a.n && a.row_stride == a.n && a.stride == 1) {  // whole rows side by side: one of them all
-      load_row<T, S>(dst, 0, 0, src, 1, a.rows * a.n, a.ahead);
+      load_row<T, S>(dst, src, a.rows * a.n, a);
       return;
     }
-    for (int64_t r = 0; r < a.rows; ++r, dst += a.pitch, src += a.row_stride * int64_t(sizeof(S)))
-      load_row<T, S>(dst, a.left, a.right, src, a.stride, a.n, a.ahead);
+    for (int64_t r = 0; r < a.rows; ++r, dst += a.pitch, src += a.row_stride * int64_t(sizeof(S))) load_row<T, S>(dst, src, a.n, a);
   });
 }
 
@@ -361,7 +386,12 @@ static inline void transpose_block(const T* src, int64_t src_stride, int64_t row
       block[i] = i < rows ? load<T>(src + i * src_stride) : Vec<T>{};
     }
   } else {
-    for (int i = 0; i < kLanes<T>; ++i) block[i] = i < rows ? load_between<T>(src + i * src_stride, 0, n) : Vec<T>{};
+    // The rows that follow show that a whole vector may be read: see load_every for masked loads.
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<T>; ++i) {
+      const T* const row = src + i * src_stride;
+      block[i] = i >= rows ? Vec<T>{} : src_stride * (rows - 1 - i) + n >= kLanes<T> ? load<T>(row) : load_between<T>(row, 0, n);
+    }
   }
   transpose<T>(block);
 #pragma GCC unroll 16

@@ -83,7 +83,7 @@ void lay_out(RegionPlan& p, const Gather& g, const TileKernels<T>& k) {
 }
 
 template <class T>
-Region<T>::Region(const Gather& g, const RegionPlan& p, const TileKernels<T>& k) : g_(g), p_(p), k_(k), stream_(streams(g)) {}
+Region<T>::Region(const Gather& g, const RegionPlan& p, const TileKernels<T>& k) : g_(g), p_(p), k_(k), source_(g), stream_(streams(g)) {}
 
 template <class T>
 Block Region<T>::block(int64_t task) const {
@@ -116,11 +116,6 @@ std::vector<int64_t> Region<T>::tap_offsets(const Combo& combo) const {
   for_each_tap(combo, [&](int64_t, const Tap& d, const Tap& h, const Tap& w) { offsets.push_back(tap_offset(d, h, w)); });
   return offsets;
 }
-
-// The part of a segment that lies inside the image: packed coordinates begin <= t < end, from source sample `source` on.
-struct Inside {
-  int64_t begin, end, source;
-};
 
 Inside inside(const Segment& s, const AxisPlan& axis, int64_t from, int64_t length) {
   const int64_t first = from + s.offset, last = floor_div(axis.source_size - 1 - s.phase, axis.source_step);
@@ -163,43 +158,41 @@ void Region<T>::pack_channels_last(const Block& b, int64_t channel, T* region) c
   });
 }
 
+// Rows of one channel, plane and phase along w, between rows and columns of zeros.
+template <class T>
+void Region<T>::pack_plane(T* to, bool outside, int64_t rows, const Inside& h, const Inside& w, const void* from) const {
+  const View& source = g_.source;
+  const int64_t n = w.end - w.begin, above = outside || n == 0 || h.begin == h.end ? rows : h.begin;
+  if (above > 0) std::memset(to, 0, size_t(above * p_.pitch) * sizeof(T));
+  if (above == rows) return;
+  k_.load_rows({to + above * p_.pitch, p_.pitch, w.begin, p_.pitch - w.end, from, g_.axis[1].source_step * source.stride[3],
+                g_.axis[2].source_step * source.stride[4], h.end - h.begin, n, source.stride[1], source_.begin, source_.end},
+               source.dtype);
+  if (h.end < rows) std::memset(to + h.end * p_.pitch, 0, size_t((rows - h.end) * p_.pitch) * sizeof(T));
+}
+
 template <class T>
 void Region<T>::pack(const Block& b, int64_t channel, T* region) const {
   if (channels_last<T>(g_.source) && g_.channels >= k_.lanes) {
     pack_channels_last(b, channel, region);
     return;
   }
-  const auto each = [&](size_t a, auto f) { for_each_segment(a, b, f); };
   const View& source = g_.source;
   const int64_t origin = b.image * source.stride[0] + (b.group * g_.channels + channel) * source.stride[1], channels = packed_channels(channel);
-  RowsLoad<T> job;
-  job.pitch = p_.pitch;
-  job.stride = g_.axis[2].source_step * source.stride[4];
-  job.row_stride = g_.axis[1].source_step * source.stride[3];
-  job.ahead = source.stride[1];
-  each(2, [&](int64_t segment, int64_t, int64_t pitch, const Inside& w) {
-    job.left = w.begin;
-    job.right = pitch - w.end;
-    job.n = w.end - w.begin;
-    each(0, [&](int64_t, int64_t depth_start, int64_t depth, const Inside& d) {
-      each(1, [&](int64_t, int64_t row_start, int64_t rows, const Inside& h) {
-        job.rows = h.end - h.begin;
-        for (int64_t t = 0; t < depth; ++t) {
-          const bool empty = t < d.begin || t >= d.end || job.n == 0 || job.rows == 0;
-          const int64_t plane =
-              (d.source + (t - d.begin) * g_.axis[0].source_step) * source.stride[2] + h.source * source.stride[3] + w.source * source.stride[4];
-          for (int64_t c = 0; c < channels; ++c) {
-            T* to = region + segment * p_.segment_stride + (depth_start + t) * p_.depth_stride + c * p_.channel_stride + row_start * pitch;
-            const int64_t above = empty ? rows : h.begin;
-            if (above > 0) std::memset(to, 0, size_t(above * pitch) * sizeof(T));
-            if (empty) continue;
-            job.dst = to + h.begin * pitch;
-            job.src = source.at(origin + c * source.stride[1] + plane);
-            k_.load_rows(job, source.dtype);
-            if (h.end < rows) std::memset(to + h.end * pitch, 0, size_t((rows - h.end) * pitch) * sizeof(T));
+  std::vector<Inside> phases;  // those along w, one after the other for each plane: the first one fetches the rows for all
+  for_each_segment(2, b, [&](int64_t, int64_t, int64_t, const Inside& w) { phases.push_back(w); });
+  for_each_segment(0, b, [&](int64_t, int64_t depth_start, int64_t depth, const Inside& d) {
+    for_each_segment(1, b, [&](int64_t, int64_t row_start, int64_t rows, const Inside& h) {
+      for (int64_t t = 0; t < depth; ++t) {
+        const int64_t plane = (d.source + (t - d.begin) * g_.axis[0].source_step) * source.stride[2] + h.source * source.stride[3];
+        for (int64_t c = 0; c < channels; ++c) {
+          T* to = region + (depth_start + t) * p_.depth_stride + c * p_.channel_stride + row_start * p_.pitch;
+          for (const Inside& w : phases) {
+            pack_plane(to, t < d.begin || t >= d.end, rows, h, w, source.at(origin + c * source.stride[1] + plane + w.source * source.stride[4]));
+            to += p_.segment_stride;
           }
         }
-      });
+      }
     });
   });
   std::memset(region + p_.size - slack(k_), 0, size_t(slack(k_)) * sizeof(T));

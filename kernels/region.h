@@ -84,6 +84,11 @@ double run_cycles(const TileKernels<T>& k, int64_t vectors, int64_t run, F cycle
   return (whole ? double(whole) * cycles(vectors) : 0) + (left ? cycles(last_vectors(k, left)) : 0);
 }
 
+// The part of a segment that lies inside the image: packed coordinates begin <= t < end, from source sample `source` on.
+struct Inside {
+  int64_t begin, end, source;
+};
+
 template <class T>
 class Region {
  public:
@@ -106,6 +111,7 @@ class Region {
                   int64_t phase_stride) const;
   void store_positions(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
                        int64_t phase_stride) const;
+  void pack_plane(T* to, bool outside, int64_t rows, const Inside& h, const Inside& w, const void* from) const;
   void pack_channels_last(const Block& b, int64_t channel, T* region) const;
   int64_t packed_channels(int64_t channel) const { return std::min(p_.channels, g_.channels - channel); }
   template <class F>
@@ -114,6 +120,7 @@ class Region {
   const Gather& g_;
   const RegionPlan& p_;
   const TileKernels<T>& k_;
+  const Extent<T> source_;
   bool stream_;
 };
 

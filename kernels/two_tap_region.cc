@@ -7,7 +7,7 @@ namespace tconv3d {
 
 template <class T>
 TwoTapRegion<T>::TwoTapRegion(const Gather& g, const TransformedAxes& axes, const std::array<int64_t, 3>& block, const TileKernels<T>& k)
-    : g_(g), axes_(axes), k_(k) {
+    : g_(g), axes_(axes), k_(k), source_(g) {
   for (size_t a = 0; a < 3; ++a) {
     const TransformedAxis& axis = axes[a];
     length_[a] = block[a] + axis.most_shift - axis.least_shift;
@@ -78,7 +78,9 @@ void TwoTapRegion<T>::transform_rows(const Block& b, const View& source, int64_t
                              g_.axis[2].source_step * source.stride[4],
                              h.end - h.begin,
                              w.end - w.begin,
-                             source.stride[1]};
+                             source.stride[1],
+                             source_.begin,
+                             source_.end};
       k_.load_rows(load, source.dtype);
       if (axes_[2].step == 2) k_.split_pairs(split);
     }

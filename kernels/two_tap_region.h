@@ -44,6 +44,7 @@ class TwoTapRegion {
   const Gather& g_;
   const TransformedAxes& axes_;
   const TileKernels<T>& k_;
+  const Extent<T> source_;
   std::array<int64_t, 3> length_;
   std::array<std::vector<Source>, 3> sources_;
   std::array<int64_t, 3> samples_{};  // of all sources of an axis

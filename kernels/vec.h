@@ -111,15 +111,6 @@ static inline Vec<T> load_between(const T* p, int64_t begin, int64_t end) {
 #endif
 }
 
-// store_first where n may be kLanes.
-template <class T>
-static inline void store_part(T* p, Vec<T> v, int64_t n) {
-  if (n == kLanes<T>)
-    store<T>(p, v);
-  else
-    store_first<T>(p, v, n);
-}
-
 template <int... I>
 struct Indices {};
 template <int N, int... I>
@@ -128,6 +119,28 @@ template <int... I>
 struct MakeIndices<0, I...> {
   using type = Indices<I...>;
 };
+
+// v where begin <= lane < end, else zero
+template <class T, int... I>
+static inline Vec<T> keep_lanes(Vec<T> v, int64_t begin, int64_t end, Indices<I...>) {
+  using Lanes = decltype(v < v);
+  using Lane = decltype(Lanes{}[0] + 0);
+  const Lanes lane{I...};
+  return reinterpret_cast<Vec<T>>(reinterpret_cast<Lanes>(v) & (lane >= Lane(begin)) & (lane < Lane(end)));
+}
+template <class T>
+static inline Vec<T> keep_between(Vec<T> v, int64_t begin, int64_t end) {
+  return keep_lanes<T>(v, begin, end, typename MakeIndices<kLanes<T>>::type{});
+}
+
+// store_first where n may be kLanes.
+template <class T>
+static inline void store_part(T* p, Vec<T> v, int64_t n) {
+  if (n == kLanes<T>)
+    store<T>(p, v);
+  else
+    store_first<T>(p, v, n);
+}
 
 // Half 0 or 1 of a0 b0 a1 b1 ...: two phases of a row become neighbours.
 template <class T, int Half, int... I>
@@ -175,6 +188,26 @@ static inline Vec<T> unzip_half(Vec<T> a, Vec<T> b, Indices<I...>) {
 template <class T, int Odd>
 static inline Vec<T> unzip(Vec<T> a, Vec<T> b) {
   return unzip_half<T, Odd>(a, b, typename MakeIndices<kLanes<T>>::type{});
+}
+
+// Every third element of (a, b, c): first those of a and b.
+template <class T, int... I>
+static inline Vec<T> unzip3(Vec<T> a, Vec<T> b, Vec<T> c, Indices<I...>) {
+  constexpr int kTwo = 2 * kLanes<T>;
+  const Vec<T> ab = __builtin_shufflevector(a, b, (3 * I < kTwo ? 3 * I : 0)...);
+  return __builtin_shufflevector(ab, c, (3 * I < kTwo ? I : 3 * I - kLanes<T>)...);
+}
+
+// Every Step-th element, from the first on, of the Step * kLanes elements in v.
+template <class T, int Step>
+static inline Vec<T> unzip_first(const Vec<T> (&v)[Step]) {
+  static_assert(Step >= 2 && Step <= 4);
+  if constexpr (Step == 2)
+    return unzip<T, 0>(v[0], v[1]);
+  else if constexpr (Step == 3)
+    return unzip3<T>(v[0], v[1], v[2], typename MakeIndices<kLanes<T>>::type{});
+  else
+    return unzip<T, 0>(unzip<T, 0>(v[0], v[1]), unzip<T, 0>(v[2], v[3]));
 }
 
 }  // namespace TCONV3D_ISA

@@ -83,7 +83,8 @@ struct RowsLoad {
   int64_t pitch, left, right;
   const void* src;
   int64_t row_stride, stride, rows, n;
-  int64_t ahead;  // elements from these rows to the ones that the next call reads, fetched meanwhile
+  int64_t ahead;         // elements from these rows to the ones that the next call reads, fetched meanwhile
+  const T *begin, *end;  // of all that may be read, if it is stored as T
 };
 
 // Rows of the output: in each, `phases` runs of accumulators become one interleaved run of stored elements, bias added.
