@@ -22,6 +22,9 @@ constexpr int64_t kBlockBytes = int64_t(1) << 20, kLargeBlockBytes = int64_t(8) 
 // Threads that take a strand each meet once; those that share a block meet three times in it, and read what another core packed: gcnet_deconv5, 450
 // blocks, took 67 to 126 ms on two threads and now 35. The sums of all strands fit so many bytes.
 constexpr int64_t kStrandBytes = int64_t(4) << 20, kMostStrands = 64;
+// Larger sums do not stay in the second-level cache: where one block holds all positions, they are formed and written part by part. pix2vox_l1, 268 MB
+// of them in fresh memory, 35 to 19 ms on two threads.
+constexpr int64_t kPartSumsBytes = int64_t(1) << 19;
 constexpr double kWellSpread = 0.75;  // of the threads' time in strands, else they share blocks
 
 struct Side {
@@ -34,9 +37,15 @@ struct Block {
   std::array<int64_t, 3> from, size;  // image, d, h
 };
 
-// A run of blocks and what it adds up. `options`: threads that share a block.
+// A part of the result: groups, and channels of the rows' and of the lanes' side. Its sums are [tap][group][row][lane].
+struct Part {
+  int64_t group, groups, row, rows, lane, lanes;  // lanes: padded
+};
+
+// Blocks that are added to the sums of one part. `options`: threads that share a block.
 template <class T>
 struct Strand {
+  Part part;
   T *sums, *input, *grad;  // packed blocks
   bool first;              // no block added yet
   const Options& options;
@@ -70,45 +79,79 @@ class WeightGrad {
     padded_lanes_ = ceil_div(lane_channels_, k_.lanes) * k_.lanes;
     taps_ = 1;
     for (const Axis& a : p.axis) taps_ *= a.kernel;
-    block_ = block_size();
+    cut_blocks();
   }
 
   void run() {
-    const std::array<int64_t, 3> extent{p_.batch, p_.axis[0].input, p_.axis[1].input};
-    std::array<int64_t, 3> blocks;
-    for (size_t a = 0; a < 3; ++a) blocks[a] = ceil_div(extent[a], block_[a]);
-    const int64_t count = blocks[0] * blocks[1] * blocks[2],
-                  strands = std::clamp<int64_t>(kStrandBytes / sums_bytes(), 1, std::clamp<int64_t>(count, 1, kMostStrands));
-    const int64_t size = taps_ * outer_groups_ * rows_.channels * padded_lanes_, packed = capacity(true) + capacity(false) + 2 * slack();
-    Scratch sums(size_t(strands * size) * sizeof(T));
-    sums_ = reinterpret_cast<T*>(sums.data());
-    const auto add_strand = [&](int64_t strand, T* buffer, const Options& options) {
-      Strand<T> s{sums_ + strand * size, buffer, buffer + capacity(true) + slack(), true, options};
-      for (int64_t i = strand * count / strands; i < (strand + 1) * count / strands; ++i, s.first = false) {
-        Block b{{i / blocks[2] / blocks[1], i / blocks[2] % blocks[1], i % blocks[2]}, {}};
-        for (size_t a = 0; a < 3; ++a) {
-          b.from[a] *= block_[a];
-          b.size[a] = std::min(block_[a], extent[a] - b.from[a]);
-        }
-        add(s, b);
-      }
-      if (s.first) std::memset(static_cast<void*>(s.sums), 0, size_t(size) * sizeof(T));  // an empty input
-    };
-    const int64_t rounds = ceil_div(strands, options_.threads);
-    if (options_.threads > 1 && double(strands) > kWellSpread * double(rounds * options_.threads)) {
-      const Options alone;
-      run_tasks<T>(strands, packed, options_, [&](int64_t strand, T* buffer) { add_strand(strand, buffer, alone); });
-    } else {
-      Scratch buffer(size_t(packed) * sizeof(T));
-      for (int64_t strand = 0; strand < strands; ++strand) add_strand(strand, reinterpret_cast<T*>(buffer.data()), options_);
-    }
-    for (int64_t strand = 1; strand < strands; ++strand) k_.add_runs(sums_, sums_, sums_ + strand * size, size);
-    write();
+    const std::vector<Part> parts = this->parts();
+    if (blocks_ == 1 && int64_t(parts.size()) >= 2 * options_.threads)
+      run_parts(parts);
+    else
+      run_strands();
   }
 
  private:
   static constexpr int64_t kVectors = 4;
   static constexpr int64_t kMergedChannels = 4;
+
+  // All positions in one block: the sums of a part stay in the second-level cache until they are written.
+  void run_parts(const std::vector<Part>& parts) {
+    Scratch packed(size_t(packed_size()) * sizeof(T));
+    T* const input = reinterpret_cast<T*>(packed.data());
+    const Block all = block(0);
+    const Strand<T> whole{{}, nullptr, input, input + capacity(true) + slack(), true, options_};
+    pack(whole, all, true);
+    pack(whole, all, false);
+    run_tasks<T>(int64_t(parts.size()), size(parts[0]), options_, [&](int64_t task, T* sums) {
+      const Options alone;
+      const Part& part = parts[size_t(task)];
+      multiply({part, sums, whole.input, whole.grad, true, alone}, all);
+      write(part, sums, alone);
+    });
+  }
+
+  void run_strands() {
+    const Part whole{0, outer_groups_, 0, rows_.channels, 0, padded_lanes_};
+    const int64_t strands = std::clamp<int64_t>(kStrandBytes / sums_bytes(), 1, std::clamp<int64_t>(blocks_, 1, kMostStrands));
+    Scratch sums(size_t(strands * size(whole)) * sizeof(T));
+    const auto sums_of = [&](int64_t strand) { return reinterpret_cast<T*>(sums.data()) + strand * size(whole); };
+    const auto add_strand = [&](int64_t strand, T* input, const Options& options) {
+      Strand<T> s{whole, sums_of(strand), input, input + capacity(true) + slack(), true, options};
+      for (int64_t i = strand * blocks_ / strands; i < (strand + 1) * blocks_ / strands; ++i, s.first = false) {
+        const Block b = block(i);
+        pack(s, b, true);
+        pack(s, b, false);
+        multiply(s, b);
+      }
+      if (s.first) std::memset(static_cast<void*>(s.sums), 0, size_t(size(whole)) * sizeof(T));  // an empty input
+    };
+    const int64_t rounds = ceil_div(strands, options_.threads);
+    if (options_.threads > 1 && double(strands) > kWellSpread * double(rounds * options_.threads)) {
+      const Options alone;
+      run_tasks<T>(strands, packed_size(), options_, [&](int64_t strand, T* input) { add_strand(strand, input, alone); });
+    } else {
+      Scratch packed(size_t(packed_size()) * sizeof(T));
+      for (int64_t strand = 0; strand < strands; ++strand) add_strand(strand, reinterpret_cast<T*>(packed.data()), options_);
+    }
+    for (int64_t strand = 1; strand < strands; ++strand) k_.add_runs(sums_of(0), sums_of(0), sums_of(strand), size(whole));
+    write(whole, sums_of(0), options_);
+  }
+
+  int64_t size(const Part& part) const { return taps_ * part.groups * part.rows * part.lanes; }
+  int64_t packed_size() const { return capacity(true) + capacity(false) + 2 * slack(); }
+
+  // The tiles of the result, where it is cut into them at all.
+  std::vector<Part> parts() const {
+    std::vector<Part> parts;
+    if (row_taps_ > 1 || depthwise_) return parts;
+    const int64_t lanes = tile_vectors_ * k_.lanes;
+    const int64_t rows = std::max<int64_t>(1, int64_t(cache_bytes()) / 2 / (taps_ * lanes * tile_rows_ * int64_t(sizeof(T)))) * tile_rows_;
+    for (int64_t group = 0; group < outer_groups_; ++group)
+      for (int64_t lane = 0; lane < padded_lanes_; lane += lanes)
+        for (int64_t row = 0; row < rows_.channels; row += rows)
+          parts.push_back({group, 1, row, std::min(rows, rows_.channels - row), lane, std::min(lanes, padded_lanes_ - lane)});
+    return parts;
+  }
 
   // The tile for so many channels on the rows and on the lanes, and its cycles for one position.
   double shape(int64_t rows, int64_t lanes) {
@@ -149,31 +192,38 @@ class WeightGrad {
   // Without padding, which depends on the instruction set.
   int64_t sums_bytes() const { return std::max<int64_t>(1, taps_ * p_.groups * rows_.channels * lanes_.channels * int64_t(sizeof(T))); }
 
-  std::array<int64_t, 3> block_size() {
-    const int64_t extent[3] = {p_.batch, p_.axis[0].input, p_.axis[1].input};
-    const int64_t most = sums_bytes() > kLargeSumsBytes ? kLargeBlockBytes : kBlockBytes;
-    block_ = {1, 1, 1};
-    for (int a = 2; a >= 0; --a) {
-      int64_t& size = block_[size_t(a)];
-      while (size < extent[a]) {
-        const int64_t before = size;
-        size = std::min(extent[a], size * 2);
-        if ((capacity(true) + capacity(false)) * int64_t(sizeof(T)) <= most) continue;
-        size = before;
-        return block_;
-      }
-    }
-    return block_;
+  bool fits(int64_t bytes) const { return (capacity(true) + capacity(false)) * int64_t(sizeof(T)) <= bytes; }
+
+  // Cuts the positions into blocks.
+  void cut_blocks() {
+    extent_ = {p_.batch, p_.axis[0].input, p_.axis[1].input};
+    for (size_t a = 0; a < 3; ++a) block_[a] = std::max<int64_t>(1, extent_[a]);
+    if (sums_bytes() < kPartSumsBytes || !fits(kLargeBlockBytes)) grow_block(sums_bytes() > kLargeSumsBytes ? kLargeBlockBytes : kBlockBytes);
+    blocks_ = 1;
+    for (size_t a = 0; a < 3; ++a) blocks_ *= ceil_div(extent_[a], block_[a]);
   }
 
-  void add(const Strand<T>& s, const Block& b) const {
-    pack(s, b, true);
-    pack(s, b, false);
-    const int64_t lane_tiles = ceil_div(padded_lanes_, tile_vectors_ * k_.lanes);
-    parallel_for(
-        taps_ / row_taps_ * outer_groups_ * lane_tiles, s.options.threads,
-        [&](int64_t task, int) { multiply(s, b, task / lane_tiles / outer_groups_ * row_taps_, task / lane_tiles % outer_groups_, task % lane_tiles); },
-        s.options.stop);
+  void grow_block(int64_t most) {
+    block_ = {1, 1, 1};
+    for (size_t a = 3; a-- > 0;)
+      while (block_[a] < extent_[a]) {
+        const int64_t before = block_[a];
+        block_[a] = std::min(extent_[a], before * 2);
+        if (fits(most)) continue;
+        block_[a] = before;
+        return;
+      }
+  }
+
+  Block block(int64_t i) const {
+    Block b;
+    for (size_t a = 3; a-- > 0;) {
+      const int64_t blocks = ceil_div(extent_[a], block_[a]);
+      b.from[a] = i % blocks * block_[a];
+      b.size[a] = std::min(block_[a], extent_[a] - b.from[a]);
+      i /= blocks;
+    }
+    return b;
   }
 
   void pack(const Strand<T>& s, const Block& b, bool input) const {
@@ -193,13 +243,24 @@ class WeightGrad {
         s.options.stop);
   }
 
+  // All taps, with the strand's threads.
+  void multiply(const Strand<T>& s, const Block& b) const {
+    const int64_t lane_tiles = ceil_div(s.part.lanes, tile_vectors_ * k_.lanes);
+    parallel_for(
+        taps_ / row_taps_ * s.part.groups * lane_tiles, s.options.threads,
+        [&](int64_t task, int) {
+          multiply(s, b, task / lane_tiles / s.part.groups * row_taps_, s.part.group + task / lane_tiles % s.part.groups, task % lane_tiles);
+        },
+        s.options.stop);
+  }
+
   // The sums of one tap, or of a row of the kernel where its taps lie on the rows, for one group and lane tile.
   void multiply(const Strand<T>& s, const Block& b, int64_t tap, int64_t group, int64_t lane_tile) const {
     const Axis &ah = p_.axis[1], &aw = p_.axis[2];
     const int64_t kw = tap % aw.kernel, kh = tap / aw.kernel % ah.kernel, kd = tap / aw.kernel / ah.kernel;
     if (row_taps_ == 1) {
       const auto [begin, end] = reach(kw);
-      multiply(s, b, {kd, kh, kw}, begin, end, rows_.channels, group, lane_tile, s.first);
+      multiply(s, b, {kd, kh, kw}, begin, end, s.part.rows, group, lane_tile, s.first);
       return;
     }
     int64_t begin = 0, end = aw.input;
@@ -208,10 +269,10 @@ class WeightGrad {
       end = std::min(end, reach(k)[1]);
     }
     end = std::max(begin, end);
-    multiply(s, b, {kd, kh, 0}, begin, end, row_taps_ * rows_.channels, group, lane_tile, s.first);
+    multiply(s, b, {kd, kh, 0}, begin, end, row_taps_ * s.part.rows, group, lane_tile, s.first);
     for (int64_t k = 0; k < row_taps_; ++k) {  // at the edges, tap by tap
       const auto [first, last] = reach(k);
-      if (first < std::min(begin, last)) multiply(s, b, {kd, kh, k}, first, std::min(begin, last), rows_.channels, group, lane_tile, false);
+      if (first < std::min(begin, last)) multiply(s, b, {kd, kh, k}, first, std::min(begin, last), s.part.rows, group, lane_tile, false);
       if (std::max(end, first) < last) multiply(s, b, {kd, kh, k}, std::max(end, first), last, rows_.channels, group, lane_tile, false);
     }
   }
@@ -223,48 +284,63 @@ class WeightGrad {
     return {begin, std::clamp<int64_t>(ceil_div(a.output - shift, a.stride), begin, a.input)};
   }
 
-  // `rows` from the first channel of `tap` on, positions begin <= i < end along w. `set`: the first of all products.
+  // One operand of a product: lines of `steps` positions, `step` elements apart.
+  struct Operand {
+    std::vector<const T*> lines;
+    int64_t step;
+  };
+
+  // Where products go: rows of so many vectors, `stride` apart. `set`: the first of all.
+  struct Target {
+    T* sums;
+    int64_t stride, rows, vectors;
+    bool set;
+  };
+
+  // `rows` from the first one of `tap` on, positions begin <= i < end along w.
   void multiply(const Strand<T>& s, const Block& b, const std::array<int64_t, 3>& tap, int64_t begin, int64_t end, int64_t rows, int64_t group,
                 int64_t lane_tile, bool set) const {
     const Axis &ad = p_.axis[0], &ah = p_.axis[1], &aw = p_.axis[2];
     const auto [kd, kh, kw] = tap;
     const int64_t shift = kw * aw.dilation - aw.crop;
-    const int64_t first_lane = lane_tile * tile_vectors_ * k_.lanes, vectors = std::min(tile_vectors_, (padded_lanes_ - first_lane) / k_.lanes);
-    T* const sums = s.sums + (((kd * ah.kernel + kh) * aw.kernel + kw) * outer_groups_ + group) * rows_.channels * padded_lanes_ + first_lane;
+    const int64_t lane = lane_tile * tile_vectors_ * k_.lanes, vectors = std::min(tile_vectors_, (s.part.lanes - lane) / k_.lanes);
+    const int64_t first = ((kd * ah.kernel + kh) * aw.kernel + kw) * s.part.groups + group - s.part.group;
+    const Target to{s.sums + first * s.part.rows * s.part.lanes + lane, s.part.lanes, rows, vectors, set};
+    const int64_t first_in = group * (p_.in_channels / p_.groups) + (lanes_are_input_ || depthwise_ ? s.part.lane + lane : s.part.row);
+    const int64_t first_out = group * (p_.out_channels / p_.groups) + (lanes_are_input_ && !depthwise_ ? s.part.row : s.part.lane + lane);
     const Lines in = lines(b, true), out = lines(b, false);
-    std::vector<const T*> x, gy;
-    x.reserve(size_t(b.size[0] * in.depth * in.rows));
-    gy.reserve(x.capacity());
+    Operand x{{}, p_.in_channels}, gy{{}, p_.out_channels * aw.stride};
+    x.lines.reserve(size_t(b.size[0] * in.depth * in.rows));
+    gy.lines.reserve(x.lines.capacity());
     for (int64_t n = 0; n < b.size[0] && begin < end; ++n)
       for (int64_t d = 0; d < in.depth; ++d)
         for (int64_t h = 0; h < in.rows; ++h) {
           const int64_t od = (in.from_d + d) * ad.stride + kd * ad.dilation - ad.crop, oh = (in.from_h + h) * ah.stride + kh * ah.dilation - ah.crop;
           if (od < 0 || od >= ad.output || oh < 0 || oh >= ah.output) continue;
-          x.push_back(s.input + (((n * in.depth + d) * in.rows + h) * in.width + begin) * p_.in_channels + group * (p_.in_channels / p_.groups));
-          gy.push_back(s.grad + (((n * out.depth + od - out.from_d) * out.rows + oh - out.from_h) * out.width + begin * aw.stride + shift) * p_.out_channels +
-                       group * (p_.out_channels / p_.groups));
+          x.lines.push_back(s.input + (((n * in.depth + d) * in.rows + h) * in.width + begin) * p_.in_channels + first_in);
+          gy.lines.push_back(s.grad +
+                             (((n * out.depth + od - out.from_d) * out.rows + oh - out.from_h) * out.width + begin * aw.stride + shift) * p_.out_channels +
+                             first_out);
         }
-    int64_t steps = end - begin, input_step = p_.in_channels, grad_step = p_.out_channels * aw.stride;
-    if (steps == 1) lines_to_steps(x, gy, &steps, &input_step, &grad_step);
+    const int64_t steps = end - begin == 1 ? lines_to_steps(x, gy) : end - begin;
     if (depthwise_)
-      multiply_lanes(x, gy, steps, input_step, grad_step, rows, first_lane, vectors, sums, set);
+      multiply_lanes(x, gy, steps, to);
     else if (lanes_are_input_)
-      multiply_tiles(gy, x, steps, grad_step, input_step, rows, first_lane, vectors, sums, set);
+      multiply_tiles(gy, x, steps, to);
     else
-      multiply_tiles(x, gy, steps, input_step, grad_step, rows, first_lane, vectors, sums, set);
+      multiply_tiles(x, gy, steps, to);
   }
 
   // Lines of one position each that follow at equal distances become the steps of one line: the images of 1x1x1 inputs, in the same order.
-  static void lines_to_steps(std::vector<const T*>& x, std::vector<const T*>& gy, int64_t* steps, int64_t* x_step, int64_t* gy_step) {
-    if (x.size() < 2) return;
-    const int64_t dx = x[1] - x[0], dgy = gy[1] - gy[0];
-    for (size_t i = 2; i < x.size(); ++i)
-      if (x[i] - x[i - 1] != dx || gy[i] - gy[i - 1] != dgy) return;
-    *steps = int64_t(x.size());
-    *x_step = dx;
-    *gy_step = dgy;
-    x.resize(1);
-    gy.resize(1);
+  static int64_t lines_to_steps(Operand& x, Operand& gy) {
+    if (x.lines.size() < 2) return 1;
+    const int64_t dx = x.lines[1] - x.lines[0], dgy = gy.lines[1] - gy.lines[0];
+    for (size_t i = 2; i < x.lines.size(); ++i)
+      if (x.lines[i] - x.lines[i - 1] != dx || gy.lines[i] - gy.lines[i - 1] != dgy) return 1;
+    const int64_t steps = int64_t(x.lines.size());
+    x = {{x.lines[0]}, dx};
+    gy = {{gy.lines[0]}, dgy};
+    return steps;
   }
 
   // Calls f(first line, lines, first step, steps, accumulate) for slices of at most kChain terms: the error grows with a slice and not with all
@@ -280,63 +356,61 @@ class WeightGrad {
       }
   }
 
-  void multiply_lanes(const std::vector<const T*>& x, const std::vector<const T*>& gy, int64_t steps, int64_t x_step, int64_t gy_step, int64_t taps,
-                      int64_t first_lane, int64_t vectors, T* sums, bool set) const {
-    std::vector<const T*> from_x(x.size()), from_gy(gy.size());
-    for_each_slice(int64_t(x.size()), steps, set, [&](int64_t line, int64_t lines, int64_t step, int64_t count, bool accumulate) {
+  void multiply_lanes(const Operand& x, const Operand& gy, int64_t steps, const Target& to) const {
+    std::vector<const T*> from_x(x.lines.size()), from_gy(gy.lines.size());
+    for_each_slice(int64_t(x.lines.size()), steps, to.set, [&](int64_t line, int64_t lines, int64_t step, int64_t count, bool accumulate) {
       for (size_t i = size_t(line); i < size_t(line + lines); ++i) {
-        from_x[i] = x[i] + first_lane + step * x_step;
-        from_gy[i] = gy[i] + first_lane + step * gy_step;
+        from_x[i] = x.lines[i] + step * x.step;
+        from_gy[i] = gy.lines[i] + step * gy.step;
       }
-      k_.lane_product[taps][vectors](
-          {from_x.data() + line, from_gy.data() + line, lines, count, x_step, gy_step, p_.axis[2].dilation * p_.out_channels, sums, padded_lanes_, accumulate});
+      k_.lane_product[to.rows][to.vectors](
+          {from_x.data() + line, from_gy.data() + line, lines, count, x.step, gy.step, p_.axis[2].dilation * p_.out_channels, to.sums, to.stride, accumulate});
     });
   }
 
-  void multiply_tiles(const std::vector<const T*>& row_lines, const std::vector<const T*>& lane_lines, int64_t steps, int64_t row_step, int64_t lane_step,
-                      int64_t all_rows, int64_t first_lane, int64_t vectors, T* sums, bool set) const {
-    if (lane_lines.empty()) {
-      if (set)
-        for (int64_t row = 0; row < all_rows; ++row) std::memset(static_cast<void*>(sums + row * padded_lanes_), 0, size_t(vectors * k_.lanes) * sizeof(T));
+  void multiply_tiles(const Operand& row, const Operand& lane, int64_t steps, const Target& to) const {
+    if (lane.lines.empty()) {
+      if (to.set)
+        for (int64_t r = 0; r < to.rows; ++r) std::memset(static_cast<void*>(to.sums + r * to.stride), 0, size_t(to.vectors * k_.lanes) * sizeof(T));
       return;
     }
-    std::vector<int64_t> row_offset(row_lines.size()), lane_offset(lane_lines.size());
-    for (size_t i = 0; i < lane_lines.size(); ++i) {
-      row_offset[i] = row_lines[i] - row_lines[0];
-      lane_offset[i] = lane_lines[i] - lane_lines[0];
+    std::vector<int64_t> row_offset(row.lines.size()), lane_offset(lane.lines.size());
+    for (size_t i = 0; i < lane.lines.size(); ++i) {
+      row_offset[i] = row.lines[i] - row.lines[0];
+      lane_offset[i] = lane.lines[i] - lane.lines[0];
     }
-    for (int64_t row = 0; row < all_rows; row += tile_rows_) {
-      const int64_t rows = std::min(tile_rows_, all_rows - row);
-      for_each_slice(int64_t(row_lines.size()), steps, set, [&](int64_t line, int64_t lines, int64_t step, int64_t count, bool accumulate) {
-        k_.spatial[vectors][rows]({row_lines[0] + row + step * row_step, row_offset.data() + line, row_step, lane_lines[0] + first_lane + step * lane_step,
-                                   lane_offset.data() + line, lines, count, lane_step, sums + row * padded_lanes_, padded_lanes_, accumulate});
+    for (int64_t first = 0; first < to.rows; first += tile_rows_) {
+      const int64_t rows = std::min(tile_rows_, to.rows - first);
+      for_each_slice(int64_t(row.lines.size()), steps, to.set, [&](int64_t line, int64_t lines, int64_t step, int64_t count, bool accumulate) {
+        k_.spatial[to.vectors][rows]({row.lines[0] + first + step * row.step, row_offset.data() + line, row.step, lane.lines[0] + step * lane.step,
+                                      lane_offset.data() + line, lines, count, lane.step, to.sums + first * to.stride, to.stride, accumulate});
       });
     }
   }
 
-  // sums [tap][group][row][lane] -> gw (in, out per group, kd, kh, kw). Where the kernel's elements are contiguous, lanes and taps change places
-  // block by block: element by element, a 268 MB gradient took a second.
-  void write() const {
-    const int64_t row_stride = gw_.stride[lanes_are_input_ ? 1 : 0], lane_stride = gw_.stride[lanes_are_input_ ? 0 : 1];
-    const int64_t kh = p_.axis[1].kernel, kw = p_.axis[2].kernel, tap_stride = outer_groups_ * rows_.channels * padded_lanes_;
+  // Sums of a part -> gw (in, out per group, kd, kh, kw). Where the kernel's elements are contiguous, lanes and taps change places block by block:
+  // element by element, a 268 MB gradient took a second.
+  void write(const Part& part, const T* sums, const Options& options) const {
+    const int64_t row_stride = gw_.stride[lanes_are_input_ ? 1 : 0], lane_stride = gw_.stride[lanes_are_input_ || depthwise_ ? 0 : 1];
+    const int64_t kh = p_.axis[1].kernel, kw = p_.axis[2].kernel, tap_stride = part.groups * part.rows * part.lanes;
+    const int64_t lanes = std::min(part.lanes, lane_channels_ - part.lane);
     const bool contiguous = gw_.element_size() == int64_t(sizeof(T)) && gw_.stride[4] == 1 && gw_.stride[3] == kw && gw_.stride[2] == kh * kw;
     const DType accumulated = sizeof(T) == 8 ? DType::float64 : DType::float32;
     parallel_for(
-        outer_groups_ * rows_.channels, options_.threads,
+        part.groups * part.rows, options.threads,
         [&](int64_t task, int) {
-          const int64_t group = task / rows_.channels, row = task % rows_.channels;
-          const int64_t at = group * (p_.in_channels / p_.groups) * gw_.stride[0] + row * row_stride;
-          const T* from = sums_ + task * padded_lanes_;
-          const int64_t stride = depthwise_ ? gw_.stride[0] : lane_stride;
+          const int64_t group = part.group + task / part.rows, row = part.row + task % part.rows;
+          const int64_t at = group * (p_.in_channels / p_.groups) * gw_.stride[0] + row * row_stride + part.lane * lane_stride;
+          const T* from = sums + task * part.lanes;
           if (contiguous) {
-            k_.pack_positions(static_cast<T*>(gw_.at(at)), stride, from, tap_stride, taps_, 1, lane_channels_, accumulated);
+            k_.pack_positions(static_cast<T*>(gw_.at(at)), lane_stride, from, tap_stride, taps_, 1, lanes, accumulated);
             return;
           }
           for (int64_t tap = 0; tap < taps_; ++tap)
-            k_.store_run(gw_.at(at + tap / (kh * kw) * gw_.stride[2] + tap / kw % kh * gw_.stride[3] + tap % kw * gw_.stride[4]), stride,
-                         from + tap * tap_stride, 1, lane_channels_, gw_.dtype);
+            k_.store_run(gw_.at(at + tap / (kh * kw) * gw_.stride[2] + tap / kw % kh * gw_.stride[3] + tap % kw * gw_.stride[4]), lane_stride,
+                         from + tap * tap_stride, 1, lanes, gw_.dtype);
         },
-        options_.stop);
+        options.stop);
   }
 
   const Problem& p_;
@@ -347,8 +421,8 @@ class WeightGrad {
   bool lanes_are_input_, depthwise_;
   int64_t row_taps_ = 1;  // taps along w that share a tile
   int64_t tile_rows_ = 1, tile_vectors_ = 1, padded_lanes_, lane_channels_, outer_groups_, taps_;
-  std::array<int64_t, 3> block_;
-  T* sums_ = nullptr;
+  std::array<int64_t, 3> extent_, block_;
+  int64_t blocks_;
 };
 
 }  // namespace
