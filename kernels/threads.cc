@@ -155,10 +155,23 @@ void start_over_in_child() {
 
 using Clock = std::chrono::steady_clock;
 
-// A job begins and ends with a barrier of the whole team: where another process has one of the processors, that takes a time slice, 8 ms for a call
-// of 0.15. A caller that waited longer than it worked, and for more than a millisecond, sends the calls of the next second to our own pool.
-constexpr std::chrono::milliseconds kLongWait{1}, kTeamRest{1000};
-std::atomic<Clock::rep> team_rests_until{0};
+// A job begins and ends with a barrier of the whole team: where somebody else has one of the processors, that takes a time slice, 8 ms for a call
+// of 0.15. After a call that waited longer than it worked, and for more than a millisecond, the team rests and calls go to our own pool: shortly, for
+// it may have been a passing thing (ONNX Runtime's threads, which spin on for some milliseconds: nnunet_320_320_4 in its turn between other engines 1.5 ms
+// with rests of a second, 0.9 so), and twice as long each time, for it may be a process that stays.
+constexpr std::chrono::milliseconds kLongWait{1};
+constexpr Clock::duration kShortestRest = std::chrono::milliseconds{10}, kLongestRest = std::chrono::milliseconds{1280};
+std::atomic<Clock::rep> team_rests_until{0}, next_rest{kShortestRest.count()};
+
+void note_wait(Clock::duration worked, Clock::duration waited, Clock::time_point end) {
+  const Clock::rep rest = next_rest.load(std::memory_order_relaxed);
+  if (waited > kLongWait && waited > worked) {
+    team_rests_until = end.time_since_epoch().count() + rest;
+    next_rest = std::min(2 * rest, kLongestRest.count());
+  } else if (rest > kShortestRest.count()) {
+    next_rest = rest / 2;
+  }
+}
 
 // Tasks of `job` on the OpenMP team; the calling thread is its worker 0.
 void run_on_team(Job& job, int threads, const std::function<void()>& own) {
@@ -187,8 +200,7 @@ void run_on_team(Job& job, int threads, const std::function<void()>& own) {
       },
       &shared);
   const Clock::time_point end = Clock::now();
-  const Clock::duration waited = end - begin - shared.worked;
-  if (waited > kLongWait && waited > shared.worked) team_rests_until = (end + kTeamRest).time_since_epoch().count();
+  note_wait(shared.worked, end - begin - shared.worked, end);
 }
 
 int quota_processors() {
