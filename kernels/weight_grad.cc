@@ -27,6 +27,7 @@ constexpr int64_t kStrandBytes = int64_t(4) << 20, kMostStrands = 64;
 constexpr int64_t kPartSumsBytes = int64_t(1) << 19;
 constexpr double kWellSpread = 0.75;  // of the threads' time in strands, else they share blocks
 
+// An operand of the products.
 struct Side {
   const View* view;
   int64_t channels;  // per group
@@ -51,6 +52,17 @@ struct Strand {
   const Options& options;
 };
 
+// What lies on the rows and on the lanes of a tile. `in_place`: the rows' side is read where it is, by pointers, and not packed.
+struct Layout {
+  bool lanes_are_input, in_place;
+  int64_t rows, vectors;
+  double cycles;
+};
+
+// An element turned to channels last, and what a line adds to each tile that reads its rows in place. Two threads, ms, packed and in place:
+// monai_swinunetr 21 and 12, nnunet_aniso 32 and 20, kb_l1_77 6.5 and 3.9; lines of 4 to 6 (nnunet_320_320_4, monai_unet_384_64) lose a sixth.
+constexpr double kPackedSample = 1.5, kLineCycles = 36;
+
 struct Lines {
   int64_t from_d, from_h, depth, rows, width;  // lines packed: [image][d][h], each width positions of all channels
 };
@@ -60,25 +72,28 @@ class WeightGrad {
  public:
   WeightGrad(const Problem& p, const View& x, const View& gy, const View& gw, const Options& options, const Kernels& kernels)
       : p_(p), k_(tiles<T>(kernels)), options_(options), gw_(gw) {
-    const Side input{&x, p.in_channels / p.groups}, grad{&gy, p.out_channels / p.groups};
+    const int64_t in = p.in_channels / p.groups, out = p.out_channels / p.groups;
+    taps_ = 1;
+    for (const Axis& a : p.axis) taps_ *= a.kernel;
     // The side that wastes fewer lanes goes on them. Products commute: the bits are the same either way.
-    lanes_are_input_ = shape(grad.channels, input.channels) < shape(input.channels, grad.channels);
-    rows_ = lanes_are_input_ ? grad : input;
-    lanes_ = lanes_are_input_ ? input : grad;
+    layout_ = layout(layout(true, false).cycles < layout(false, false).cycles, false);
     // Few channels of grad_output on the rows: the taps along w join them, neighbours in memory as well.
-    const bool merges = p.groups == 1 && lanes_are_input_ && rows_.channels <= kMergedChannels && p.axis[2].dilation == 1;
+    const bool merges = p.groups == 1 && layout_.lanes_are_input && out <= kMergedChannels && p.axis[2].dilation == 1;
     // One channel in and out per group: the groups themselves go on the lanes of both operands, the taps along w on the rows. Tap by tap, each pass
     // read both operands from the second-level cache: mednext_k5_dw64 35 ms on one core, 28 with the taps together.
-    depthwise_ = p.groups > 1 && rows_.channels == 1 && lanes_.channels == 1;
+    depthwise_ = p.groups > 1 && in == 1 && out == 1;
     row_taps_ = merges || (depthwise_ && p.axis[2].kernel <= kMaxLaneTaps) ? p.axis[2].kernel : 1;
-    shape(row_taps_ * rows_.channels, lanes_.channels);
     if (depthwise_)
-      for (tile_vectors_ = kMaxLaneVectors; !k_.lane_product[row_taps_][tile_vectors_];) --tile_vectors_;
+      for (layout_.vectors = kMaxLaneVectors; !k_.lane_product[row_taps_][layout_.vectors];) --layout_.vectors;
+    else if (merges)
+      layout_ = layout(true, false, row_taps_);
+    else
+      layout_ = best_layout(x, gy);
+    rows_ = layout_.lanes_are_input ? Side{&gy, out} : Side{&x, in};
+    lanes_ = layout_.lanes_are_input ? Side{&x, in} : Side{&gy, out};
     lane_channels_ = depthwise_ ? p.groups : lanes_.channels;
     outer_groups_ = depthwise_ ? 1 : p.groups;
     padded_lanes_ = ceil_div(lane_channels_, k_.lanes) * k_.lanes;
-    taps_ = 1;
-    for (const Axis& a : p.axis) taps_ *= a.kernel;
     cut_blocks();
   }
 
@@ -100,8 +115,7 @@ class WeightGrad {
     T* const input = reinterpret_cast<T*>(packed.data());
     const Block all = block(0);
     const Strand<T> whole{{}, nullptr, input, input + capacity(true) + slack(), true, options_};
-    pack(whole, all, true);
-    pack(whole, all, false);
+    pack(whole, all);
     run_tasks<T>(int64_t(parts.size()), size(parts[0]), options_, [&](int64_t task, T* sums) {
       const Options alone;
       const Part& part = parts[size_t(task)];
@@ -119,8 +133,7 @@ class WeightGrad {
       Strand<T> s{whole, sums_of(strand), input, input + capacity(true) + slack(), true, options};
       for (int64_t i = strand * blocks_ / strands; i < (strand + 1) * blocks_ / strands; ++i, s.first = false) {
         const Block b = block(i);
-        pack(s, b, true);
-        pack(s, b, false);
+        pack(s, b);
         multiply(s, b);
       }
       if (s.first) std::memset(static_cast<void*>(s.sums), 0, size_t(size(whole)) * sizeof(T));  // an empty input
@@ -144,8 +157,8 @@ class WeightGrad {
   std::vector<Part> parts() const {
     std::vector<Part> parts;
     if (row_taps_ > 1 || depthwise_) return parts;
-    const int64_t lanes = tile_vectors_ * k_.lanes;
-    const int64_t rows = std::max<int64_t>(1, int64_t(cache_bytes()) / 2 / (taps_ * lanes * tile_rows_ * int64_t(sizeof(T)))) * tile_rows_;
+    const int64_t lanes = layout_.vectors * k_.lanes;
+    const int64_t rows = std::max<int64_t>(1, int64_t(cache_bytes()) / 2 / (taps_ * lanes * layout_.rows * int64_t(sizeof(T)))) * layout_.rows;
     for (int64_t group = 0; group < outer_groups_; ++group)
       for (int64_t lane = 0; lane < padded_lanes_; lane += lanes)
         for (int64_t row = 0; row < rows_.channels; row += rows)
@@ -153,14 +166,35 @@ class WeightGrad {
     return parts;
   }
 
-  // The tile for so many channels on the rows and on the lanes, and its cycles for one position.
-  double shape(int64_t rows, int64_t lanes) {
-    double best = std::numeric_limits<double>::infinity();
+  // The tile with the fewest cycles for one position and tap of a group.
+  Layout layout(bool lanes_are_input, bool in_place, int64_t row_taps = 1) const {
+    const int64_t in = p_.in_channels / p_.groups, out = p_.out_channels / p_.groups;
+    const int64_t rows = row_taps * (lanes_are_input ? out : in), lanes = lanes_are_input ? in : out;
+    const double line = in_place ? kLineCycles / double(std::max<int64_t>(1, p_.axis[2].input)) : 0;
+    Layout best{lanes_are_input, in_place, 1, 1, std::numeric_limits<double>::infinity()};
     for (int64_t v = 1; v <= kVectors; ++v)
-      for (int64_t r = 1; r <= kMaxRows && r <= rows; ++r) {
-        if (!k_.spatial[v][r]) continue;
-        const double cycles = double(ceil_div(rows, r) * ceil_div(lanes, v * k_.lanes)) * step_cycles(r, v, 1, k_.lanes * int64_t(sizeof(T)));
-        if (cycles < best) best = cycles, tile_rows_ = r, tile_vectors_ = v;
+      for (int64_t r = 1; r <= (in_place ? kMaxPointerRows : kMaxRows) && r <= rows; ++r) {
+        if (!k_.spatial[v][r] || (in_place && !k_.pointer[v][r])) continue;
+        const double cycles = double(ceil_div(rows, r) * ceil_div(lanes, v * k_.lanes)) * (step_cycles(r, v, 1, k_.lanes * int64_t(sizeof(T))) + line);
+        if (cycles < best.cycles) best = {lanes_are_input, in_place, r, v, cycles};
+      }
+    return best;
+  }
+
+  // The layout with the fewest cycles for products and packing. The rows are read where they are if nothing is to be widened.
+  Layout best_layout(const View& x, const View& gy) const {
+    double outputs = 1;  // for an input position
+    for (const Axis& a : p_.axis) outputs *= double(a.output) / double(std::max<int64_t>(1, a.input));
+    Layout best;
+    double least = std::numeric_limits<double>::infinity();
+    for (bool lanes_are_input : {false, true})
+      for (bool in_place : {false, true}) {
+        if (in_place && (lanes_are_input ? gy : x).element_size() != int64_t(sizeof(T))) continue;
+        const Layout l = layout(lanes_are_input, in_place);
+        const double packed =
+            (in_place && !lanes_are_input ? 0 : double(p_.in_channels)) + (in_place && lanes_are_input ? 0 : double(p_.out_channels) * outputs);
+        const double cycles = double(taps_ * p_.groups) * l.cycles + kPackedSample * packed;
+        if (cycles < least) best = l, least = cycles;
       }
     return best;
   }
@@ -226,9 +260,16 @@ class WeightGrad {
     return b;
   }
 
+  bool is_packed(bool input) const { return !layout_.in_place || input == layout_.lanes_are_input; }
+
+  void pack(const Strand<T>& s, const Block& b) const {
+    for (bool input : {true, false})
+      if (is_packed(input)) pack(s, b, input);
+  }
+
   void pack(const Strand<T>& s, const Block& b, bool input) const {
     const Lines l = lines(b, input);
-    const View& v = *(input == lanes_are_input_ ? lanes_ : rows_).view;
+    const View& v = *(input == layout_.lanes_are_input ? lanes_ : rows_).view;
     const int64_t channels = input ? p_.in_channels : p_.out_channels;
     T* const to = input ? s.input : s.grad;
     const int64_t at_once = rows_at_once(v, l.width, l.rows), pieces = ceil_div(l.rows, at_once);
@@ -245,7 +286,7 @@ class WeightGrad {
 
   // All taps, with the strand's threads.
   void multiply(const Strand<T>& s, const Block& b) const {
-    const int64_t lane_tiles = ceil_div(s.part.lanes, tile_vectors_ * k_.lanes);
+    const int64_t lane_tiles = ceil_div(s.part.lanes, layout_.vectors * k_.lanes);
     parallel_for(
         taps_ / row_taps_ * s.part.groups * lane_tiles, s.options.threads,
         [&](int64_t task, int) {
@@ -273,7 +314,7 @@ class WeightGrad {
     for (int64_t k = 0; k < row_taps_; ++k) {  // at the edges, tap by tap
       const auto [first, last] = reach(k);
       if (first < std::min(begin, last)) multiply(s, b, {kd, kh, k}, first, std::min(begin, last), s.part.rows, group, lane_tile, false);
-      if (std::max(end, first) < last) multiply(s, b, {kd, kh, k}, std::max(end, first), last, rows_.channels, group, lane_tile, false);
+      if (std::max(end, first) < last) multiply(s, b, {kd, kh, k}, std::max(end, first), last, s.part.rows, group, lane_tile, false);
     }
   }
 
@@ -303,32 +344,42 @@ class WeightGrad {
     const Axis &ad = p_.axis[0], &ah = p_.axis[1], &aw = p_.axis[2];
     const auto [kd, kh, kw] = tap;
     const int64_t shift = kw * aw.dilation - aw.crop;
-    const int64_t lane = lane_tile * tile_vectors_ * k_.lanes, vectors = std::min(tile_vectors_, (s.part.lanes - lane) / k_.lanes);
+    const int64_t lane = lane_tile * layout_.vectors * k_.lanes, vectors = std::min(layout_.vectors, (s.part.lanes - lane) / k_.lanes);
     const int64_t first = ((kd * ah.kernel + kh) * aw.kernel + kw) * s.part.groups + group - s.part.group;
     const Target to{s.sums + first * s.part.rows * s.part.lanes + lane, s.part.lanes, rows, vectors, set};
-    const int64_t first_in = group * (p_.in_channels / p_.groups) + (lanes_are_input_ || depthwise_ ? s.part.lane + lane : s.part.row);
-    const int64_t first_out = group * (p_.out_channels / p_.groups) + (lanes_are_input_ && !depthwise_ ? s.part.row : s.part.lane + lane);
-    const Lines in = lines(b, true), out = lines(b, false);
-    Operand x{{}, p_.in_channels}, gy{{}, p_.out_channels * aw.stride};
+    const int64_t first_in = group * (p_.in_channels / p_.groups) + (layout_.lanes_are_input || depthwise_ ? s.part.lane + lane : s.part.row);
+    const int64_t first_out = group * (p_.out_channels / p_.groups) + (layout_.lanes_are_input && !depthwise_ ? s.part.row : s.part.lane + lane);
+    const Lines in = lines(b, true);
+    Operand x{{}, step(true)}, gy{{}, step(false) * aw.stride};
     x.lines.reserve(size_t(b.size[0] * in.depth * in.rows));
     gy.lines.reserve(x.lines.capacity());
     for (int64_t n = 0; n < b.size[0] && begin < end; ++n)
-      for (int64_t d = 0; d < in.depth; ++d)
-        for (int64_t h = 0; h < in.rows; ++h) {
-          const int64_t od = (in.from_d + d) * ad.stride + kd * ad.dilation - ad.crop, oh = (in.from_h + h) * ah.stride + kh * ah.dilation - ah.crop;
+      for (int64_t id = in.from_d; id < in.from_d + in.depth; ++id)
+        for (int64_t ih = in.from_h; ih < in.from_h + in.rows; ++ih) {
+          const int64_t od = id * ad.stride + kd * ad.dilation - ad.crop, oh = ih * ah.stride + kh * ah.dilation - ah.crop;
           if (od < 0 || od >= ad.output || oh < 0 || oh >= ah.output) continue;
-          x.lines.push_back(s.input + (((n * in.depth + d) * in.rows + h) * in.width + begin) * p_.in_channels + first_in);
-          gy.lines.push_back(s.grad +
-                             (((n * out.depth + od - out.from_d) * out.rows + oh - out.from_h) * out.width + begin * aw.stride + shift) * p_.out_channels +
-                             first_out);
+          x.lines.push_back(sample(s, b, true, {n, id, ih, begin}, first_in));
+          gy.lines.push_back(sample(s, b, false, {n, od, oh, begin * aw.stride + shift}, first_out));
         }
     const int64_t steps = end - begin == 1 ? lines_to_steps(x, gy) : end - begin;
     if (depthwise_)
       multiply_lanes(x, gy, steps, to);
-    else if (lanes_are_input_)
+    else if (layout_.lanes_are_input)
       multiply_tiles(gy, x, steps, to);
     else
       multiply_tiles(x, gy, steps, to);
+  }
+
+  // Elements from one sample to the next along w, and where sample (image of the block, d, h, w) of a channel is.
+  int64_t step(bool input) const { return is_packed(input) ? (input ? p_.in_channels : p_.out_channels) : rows_.view->stride[4]; }
+  const T* sample(const Strand<T>& s, const Block& b, bool input, const std::array<int64_t, 4>& at, int64_t channel) const {
+    if (!is_packed(input)) {
+      const View& v = *rows_.view;
+      return static_cast<const T*>(
+          v.at((b.from[0] + at[0]) * v.stride[0] + channel * v.stride[1] + at[1] * v.stride[2] + at[2] * v.stride[3] + at[3] * v.stride[4]));
+    }
+    const Lines l = lines(b, input);
+    return (input ? s.input : s.grad) + (((at[0] * l.depth + at[1] - l.from_d) * l.rows + at[2] - l.from_h) * l.width + at[3]) * step(input) + channel;
   }
 
   // Lines of one position each that follow at equal distances become the steps of one line: the images of 1x1x1 inputs, in the same order.
@@ -379,11 +430,22 @@ class WeightGrad {
       row_offset[i] = row.lines[i] - row.lines[0];
       lane_offset[i] = lane.lines[i] - lane.lines[0];
     }
-    for (int64_t first = 0; first < to.rows; first += tile_rows_) {
-      const int64_t rows = std::min(tile_rows_, to.rows - first);
+    std::vector<const T*> pointers(layout_.in_place ? row.lines.size() * size_t(layout_.rows) : 0);
+    for (int64_t first = 0; first < to.rows; first += layout_.rows) {
+      const int64_t rows = std::min(layout_.rows, to.rows - first);
+      T* const sums = to.sums + first * to.stride;
       for_each_slice(int64_t(row.lines.size()), steps, to.set, [&](int64_t line, int64_t lines, int64_t step, int64_t count, bool accumulate) {
-        k_.spatial[to.vectors][rows]({row.lines[0] + first + step * row.step, row_offset.data() + line, row.step, lane.lines[0] + step * lane.step,
-                                      lane_offset.data() + line, lines, count, lane.step, to.sums + first * to.stride, to.stride, accumulate});
+        const T* const from = lane.lines[0] + step * lane.step;
+        const int64_t* const offset = lane_offset.data() + line;
+        if (!layout_.in_place) {
+          k_.spatial[to.vectors][rows](
+              {row.lines[0] + first + step * row.step, row_offset.data() + line, row.step, from, offset, lines, count, lane.step, sums, to.stride, accumulate});
+          return;
+        }
+        for (int64_t l = 0; l < lines; ++l)
+          for (int64_t r = 0; r < rows; ++r)
+            pointers[size_t(l * rows + r)] = row.lines[size_t(line + l)] + (first + r) * rows_.view->stride[1] + step * row.step;
+        k_.pointer[to.vectors][rows]({pointers.data(), from, offset, lines, count, row.step, lane.step, sums, to.stride, accumulate});
       });
     }
   }
@@ -391,7 +453,7 @@ class WeightGrad {
   // Sums of a part -> gw (in, out per group, kd, kh, kw). Where the kernel's elements are contiguous, lanes and taps change places block by block:
   // element by element, a 268 MB gradient took a second.
   void write(const Part& part, const T* sums, const Options& options) const {
-    const int64_t row_stride = gw_.stride[lanes_are_input_ ? 1 : 0], lane_stride = gw_.stride[lanes_are_input_ || depthwise_ ? 0 : 1];
+    const int64_t row_stride = gw_.stride[layout_.lanes_are_input ? 1 : 0], lane_stride = gw_.stride[layout_.lanes_are_input || depthwise_ ? 0 : 1];
     const int64_t kh = p_.axis[1].kernel, kw = p_.axis[2].kernel, tap_stride = part.groups * part.rows * part.lanes;
     const int64_t lanes = std::min(part.lanes, lane_channels_ - part.lane);
     const bool contiguous = gw_.element_size() == int64_t(sizeof(T)) && gw_.stride[4] == 1 && gw_.stride[3] == kw && gw_.stride[2] == kh * kw;
@@ -418,9 +480,10 @@ class WeightGrad {
   const Options& options_;
   const View& gw_;
   Side rows_, lanes_;
-  bool lanes_are_input_, depthwise_;
+  Layout layout_;
+  bool depthwise_;
   int64_t row_taps_ = 1;  // taps along w that share a tile
-  int64_t tile_rows_ = 1, tile_vectors_ = 1, padded_lanes_, lane_channels_, outer_groups_, taps_;
+  int64_t padded_lanes_, lane_channels_, outer_groups_, taps_;
   std::array<int64_t, 3> extent_, block_;
   int64_t blocks_;
 };
