@@ -62,6 +62,42 @@ static inline void narrow(float v, Half* p) {
   p->bits = uint16_t(h | (u >> 16 & 0x8000u));
 }
 
+// The same roundings of a vector.
+template <class U>
+static inline U choose(U where, U a, U b) {
+  return (where & a) | (~where & b);
+}
+template <class U>
+static inline U round_vector(Vec<float> v, Brain) {
+  const U u = reinterpret_cast<U>(v);
+  return choose<U>(reinterpret_cast<U>(v != v), u >> 16 | 0x40u, (u + 0x7fffu + (u >> 16 & 1)) >> 16);
+}
+template <class U>
+static inline U round_vector(Vec<float> v, Half) {
+  const U u = reinterpret_cast<U>(v), magnitude = u & 0x7fffffffu;
+  const U normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1)) >> 13;
+  const U subnormal = reinterpret_cast<U>(reinterpret_cast<Vec<float>>(magnitude) + 0.5f) - 0x3f000000u;
+  const U special = choose<U>(reinterpret_cast<U>(magnitude > 0x7f800000u), U{} + 0x7e00u, U{} + 0x7c00u);
+  const U finite = choose<U>(reinterpret_cast<U>(magnitude < 0x38800000u), subnormal, normal);
+  return choose<U>(reinterpret_cast<U>(magnitude >= 0x477ff000u), special, finite) | (u >> 16 & 0x8000u);
+}
+
+// The first n lanes as stored elements.
+template <class T, class S>
+static inline void put(S* out, Vec<T> v, int64_t n) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    store_part<T>(reinterpret_cast<T*>(out), v, n);
+  } else {
+    typedef uint32_t Bits __attribute__((vector_size(TCONV3D_VECTOR_BYTES)));
+    typedef uint16_t Stored __attribute__((vector_size(TCONV3D_VECTOR_BYTES / 2)));
+    const Stored stored = __builtin_convertvector(round_vector<Bits>(v, S{}), Stored);
+    if (n == kLanes<T>)
+      __builtin_memcpy(out, &stored, sizeof stored);
+    else
+      __builtin_memcpy(out, &stored, size_t(n) * sizeof(S));
+  }
+}
+
 template <class S>
 static inline S read(const void* base, int64_t index) {
   S v;
@@ -226,58 +262,37 @@ static inline void interleave(const T* const* c, int64_t i, T bias, Vec<T> (&out
 
 // `elements` of a row whose `Phases` phases are neighbours in order; the last position may lack its last phases. Streamed where whole lines can
 // go past the cache. The accumulators are read in whole vectors, past the last position.
-template <class T, int Phases>
-static inline void store_interleaved(const T* const* c, T* out, int64_t elements, T bias, bool stream) {
+template <class T, class S, int Phases>
+static inline void store_interleaved(const T* const* c, S* out, int64_t elements, T bias, bool stream) {
   constexpr int64_t kStep = Phases * kLanes<T>;
   int64_t i = 0;
   Vec<T> v[Phases];
-  if (stream && uintptr_t(out) % TCONV3D_VECTOR_BYTES == 0)
-    for (; Phases * i + kStep <= elements; i += kLanes<T>) {
-      interleave<T, Phases>(c, i, bias, v);
-      for (int p = 0; p < Phases; ++p) store_past_cache<T>(out + Phases * i + p * kLanes<T>, v[p]);
-    }
+  if constexpr (sizeof(S) == sizeof(T))
+    if (stream && uintptr_t(out) % TCONV3D_VECTOR_BYTES == 0)
+      for (; Phases * i + kStep <= elements; i += kLanes<T>) {
+        interleave<T, Phases>(c, i, bias, v);
+        for (int p = 0; p < Phases; ++p) store_past_cache<T>(reinterpret_cast<T*>(out) + Phases * i + p * kLanes<T>, v[p]);
+      }
   for (; Phases * i + kStep <= elements; i += kLanes<T>) {
     interleave<T, Phases>(c, i, bias, v);
-    for (int p = 0; p < Phases; ++p) store<T>(out + Phases * i + p * kLanes<T>, v[p]);
+    for (int p = 0; p < Phases; ++p) put<T, S>(out + Phases * i + p * kLanes<T>, v[p], kLanes<T>);
   }
   int64_t rest = elements - Phases * i;
   if (rest <= 0) return;
   interleave<T, Phases>(c, i, bias, v);
   out += Phases * i;
-  for (int p = 0; p < Phases && rest > 0; ++p, out += kLanes<T>, rest -= kLanes<T>) {
-    if (rest >= kLanes<T>)
-      store<T>(out, v[p]);
-    else
-      store_first<T>(out, v[p], rest);
-  }
+  for (int p = 0; p < Phases && rest > 0; ++p, out += kLanes<T>, rest -= kLanes<T>) put<T, S>(out, v[p], rest < kLanes<T> ? rest : kLanes<T>);
 }
 
 // Rows whose phases are neighbours from `lead` on: `elements` in each row.
-template <class T, int Phases>
+template <class T, class S, int Phases>
 static void store_neighbours(const RowStore<T>& a, int64_t lead, int64_t elements) {
   const T* c[Phases];
   for (int f = 0; f < Phases; ++f) c[f] = a.c[(lead + f) % Phases];
-  T* out = static_cast<T*>(a.out) + a.first[lead];
+  S* out = static_cast<S*>(a.out) + a.first[lead];
   for (int64_t r = 0; r < a.rows; ++r, out += a.row_stride) {
-    store_interleaved<T, Phases>(c, out, elements, a.bias, a.stream);
+    store_interleaved<T, S, Phases>(c, out, elements, a.bias, a.stream);
     for (int f = 0; f < Phases; ++f) c[f] += a.c_row_stride;
-  }
-}
-
-// The same for 16-bit elements: interleaved as floats, piece by piece, then rounded.
-template <class T, class S, int Phases>
-static void store_neighbours_narrow(const RowStore<T>& a, int64_t lead, int64_t elements) {
-  constexpr int64_t kPiece = 960;  // a multiple of 1 to 4 phases; 3.75 KiB
-  T piece[kPiece];
-  const T* c[Phases];
-  for (int64_t r = 0; r < a.rows; ++r) {
-    void* const out = static_cast<char*>(a.out) + (r * a.row_stride + a.first[lead]) * int64_t(sizeof(S));
-    for (int64_t from = 0; from < elements; from += kPiece) {
-      const int64_t n = elements - from < kPiece ? elements - from : kPiece;
-      for (int f = 0; f < Phases; ++f) c[f] = a.c[(lead + f) % Phases] + r * a.c_row_stride + from / Phases;
-      store_interleaved<T, Phases>(c, piece, n, a.bias, false);
-      for (int64_t i = 0; i < n; ++i) write<S>(out, from + i, piece[i]);
-    }
   }
 }
 
@@ -305,17 +320,10 @@ static void store_rows(const RowStore<T>& a, DType dtype) {
     using S = decltype(s);
     int64_t lead = 0;
     if (const int64_t elements = whole_row(a, &lead)) {
-      if constexpr (sizeof(S) == sizeof(T)) {
-        if (a.phases == 1) store_neighbours<T, 1>(a, lead, elements);
-        if (a.phases == 2) store_neighbours<T, 2>(a, lead, elements);
-        if (a.phases == 3) store_neighbours<T, 3>(a, lead, elements);
-        if (a.phases == 4) store_neighbours<T, 4>(a, lead, elements);
-      } else {
-        if (a.phases == 1) store_neighbours_narrow<T, S, 1>(a, lead, elements);
-        if (a.phases == 2) store_neighbours_narrow<T, S, 2>(a, lead, elements);
-        if (a.phases == 3) store_neighbours_narrow<T, S, 3>(a, lead, elements);
-        if (a.phases == 4) store_neighbours_narrow<T, S, 4>(a, lead, elements);
-      }
+      if (a.phases == 1) store_neighbours<T, S, 1>(a, lead, elements);
+      if (a.phases == 2) store_neighbours<T, S, 2>(a, lead, elements);
+      if (a.phases == 3) store_neighbours<T, S, 3>(a, lead, elements);
+      if (a.phases == 4) store_neighbours<T, S, 4>(a, lead, elements);
       return;
     }
     const int64_t step = a.step * a.out_stride;

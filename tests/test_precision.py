@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import tconv3d
+from tconv3d import _core
 
 TENTH = np.float32(0.1)
 
@@ -40,3 +42,23 @@ def test_weight_gradient_of_a_constant(shape: tuple[int, ...], groups: str) -> N
     )
     terms = shape[0] * int(np.prod(shape[2:]))
     np.testing.assert_allclose(gw, float(TENTH) * terms, rtol=promise(terms))
+
+
+@pytest.mark.parametrize("stride", [1, 2])  # rows stored side by side and interleaved
+@pytest.mark.parametrize("factor", [1, 1.0009766, 0.333, -3.7, 1e-4, 6e-8, 60000, 1e-38, 3e38])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("name", _core.instruction_sets())
+def test_every_16_bit_value_is_rounded_once(name: str, dtype: type, factor: float, stride: int) -> None:
+    before = _core.active_instruction_set()
+    with np.errstate(all="ignore"):
+        every = np.arange(2**16, dtype=np.uint16).view(dtype).reshape(1, 1, 4, 128, 128)
+        weight = np.array(factor, np.float32).astype(dtype).reshape(1, 1, 1, 1, 1)
+        expected = (every.astype(np.float32) * weight.astype(np.float32)).astype(dtype)
+        try:
+            _core.set_instruction_set(name)
+            y = tconv3d.conv_transpose3d(every, weight, stride=stride)
+        finally:
+            _core.set_instruction_set(before)
+        np.testing.assert_array_equal(
+            y[:, :, ::stride, ::stride, ::stride].astype(np.float32), expected.astype(np.float32)
+        )
