@@ -33,6 +33,18 @@ void fill_bias(const Gather& g, bool all, const Options& options, const Kernels&
   const View& t = g.target;
   if (g.batch * channels == 0 || depth == 0 || rows == 0 || width == 0) return;
   const std::vector<char> depth_reached = reached_targets(g.axis[0]), row_reached = reached_targets(g.axis[1]);
+  if (channels > 1 && t.stride[1] == 1) {  // channels last: channel by channel, each cache line would be visited for every channel in it
+    std::vector<T> bias(size_t(channels), T(0));
+    if (g.bias) k.load_run(bias.data(), 1, g.bias->data, g.bias->stride[0], channels, g.bias->dtype);
+    const auto fill_positions = [&](int64_t task, int) {
+      const int64_t d = task % depth, plane = task / depth * t.stride[0] + d * t.stride[2];
+      for (int64_t h = 0; h < rows; ++h)
+        if (all || !depth_reached[size_t(d)] || !row_reached[size_t(h)])
+          for (int64_t w = 0; w < width; ++w) k.store_run(t.at(plane + h * t.stride[3] + w * t.stride[4]), 1, bias.data(), 1, channels, t.dtype);
+    };
+    parallel_for(g.batch * depth, options.threads, fill_positions, options.stop);
+    return;
+  }
   const auto fill = [&](int64_t task, int) {
     const int64_t d = task % depth, channel = task / depth % channels, image = task / depth / channels;
     const bool whole_plane = all || !depth_reached[size_t(d)];

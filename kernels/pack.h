@@ -441,17 +441,26 @@ template <class T>
 static void store_positions(const PositionStore<T>& a) {
   for (int64_t m = 0; m < a.columns; m += kLanes<T>) {
     const int64_t count = a.columns - m < kLanes<T> ? a.columns - m : kLanes<T>;
-    Vec<T> bias = {};
-    for (int64_t i = 0; i < count; ++i) bias[i] = a.bias[m + i];
+    const Vec<T> bias = load_between<T>(a.bias + m, 0, count);
+    T* out = a.out + m;
     for (int64_t p = 0; p < a.n; p += kLanes<T>) {
       Vec<T> rows[kLanes<T>];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes<T>; ++i) rows[i] = i < count ? load<T>(a.c + (m + i) * a.ld + p) : Vec<T>{};
       transpose<T>(rows);
       const int64_t positions = a.n - p < kLanes<T> ? a.n - p : kLanes<T>;
+      if (positions < kLanes<T>) {
 #pragma GCC unroll 16
-      for (int j = 0; j < kLanes<T>; ++j)
-        if (j < positions) store_part<T>(a.out + (p + j) * a.step + m, rows[j] + bias, count);
+        for (int j = 0; j < kLanes<T>; ++j)
+          if (j < positions) store_part<T>(out + j * a.step, rows[j] + bias, count);
+      } else if (count == kLanes<T>) {
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes<T>; ++j) store<T>(out + j * a.step, rows[j] + bias);
+      } else {
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes<T>; ++j) store_first<T>(out + j * a.step, rows[j] + bias, count);
+      }
+      out += kLanes<T> * a.step;
     }
   }
 }
