@@ -20,7 +20,8 @@ struct Rows {
 };
 
 constexpr int64_t kMaxCopiedBytes = int64_t(32) << 20;
-constexpr double kPointerFactor = 1.4;   // against the other families on layers where both fit (1.0 to 2.4 measured): more loads, by pointer
+constexpr double kPointerFactor = 1.15;  // against the other families on layers where both fit
+constexpr double kSegmentStart = 40;     // cycles to load a segment's pointers and fetch its rows: half of the time at 16 channels, nothing at 512
 constexpr int64_t kTaskPositions = 256;  // positions whose accumulators stay in the second-level cache: 256 x 64 x 4 B = 64 KiB
 
 int64_t source_positions(const Gather& g) { return g.batch * g.axis[0].source_size * g.axis[1].source_size * g.axis[2].source_size; }
@@ -355,7 +356,8 @@ std::unique_ptr<Plan> plan_channels(const Gather& g, const PlanContext& context)
     const int64_t columns = int64_t(set.members.size()) * g.columns, positions = g.batch * volume(set_positions(set));
     const TileShape shape = tile_shape<T>(k, columns, positions, read_cycles<T>(source));
     const int64_t column_tiles = ceil_div(columns, shape.vectors * k.lanes);
-    const double setup = double(set.taps) * 4 + kTileCall / double(shape.rows);
+    const double segments = double(set.taps * ceil_div(g.channels, context.chunk));
+    const double setup = segments * (4 + kSegmentStart / double(shape.rows)) + kTileCall / double(shape.rows);
     cycles +=
         double(g.groups * positions) * (double(set.taps * g.channels) * shape.cycles + setup * double(column_tiles) + kScatteredElement * double(columns));
     tasks += g.groups * column_tiles * ceil_div(positions, kTaskPositions);

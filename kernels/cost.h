@@ -42,15 +42,20 @@ inline double panel_cycles(double bytes) { return bytes / (bytes < 0.5 * double(
 constexpr double kSpilledVector = 3;
 constexpr double kFirstLevelBytes = 24576;  // what the accumulators may take of 32 to 48 KiB
 
-// The two-tap method: cycles per vector of transformed samples and of products, with the smaller blocks and shorter stores that they bring. Measured
-// on psmnet_conv6 and gwcnet_conv5 as what a call takes beside its tiles.
-constexpr double kTransformedVector = 16;
+// The two-tap method: cycles per vector of transformed samples and of products, with the smaller blocks and shorter stores that they bring, and how much
+// panels count. `gain`: what it must promise over the direct method to be taken. Wide vectors: measured on psmnet_conv6 and gwcnet_conv5 on Zen 5 as what a
+// call takes beside its tiles. AVX2 and NEON: fitted to all axes of 41 layers on Zen 3, where the choice loses 2 % against the best (8 % with the
+// prices of wide vectors).
+struct TwoTapPrices {
+  double transformed, shared, panels, packed, gain;
+};
+constexpr TwoTapPrices two_tap_prices(int64_t lanes) { return lanes >= 16 ? TwoTapPrices{16, 12, 1, 1, 1.03} : TwoTapPrices{25, 6, 0.13, 0.63, 1.1}; }
+constexpr double kTransformedVector = 16;  // in the price of a block, for either
 constexpr double kSharedVector = 12;
 constexpr double kMostTwoTapBytes = double(int64_t(4) << 20);  // transformed samples of a task
 constexpr double kMostTwoTapPanel = 16e6;  // elements of packed weights, 64 MB: 512 to 512 channels of 5^3 would take 537 MB and read them for each task
 // Transforms of a strided source, as input gradients have: 17 of 231 layers take them, 1.18 times as fast as directly in the mean (AVX2: 48, 1.19; worst 0.85).
 constexpr double kStridedTransforms = 0.94;
-constexpr double kTwoTapGain = 1.03;  // what it must promise over the direct method to be taken
 
 // What a method runs and moves for one image and group.
 struct MethodWork {
@@ -64,16 +69,17 @@ struct MethodWork {
 // image and the instruction set alone: not on batch, threads, cache or frozen weights. Within 10 % of 8 layers on AVX-512 and on AVX2, whose transforms
 // take less for a vector.
 inline double method_cycles(const MethodWork& w, int64_t lanes) {
-  const double vectors = w.positions / double(lanes), panel = w.sums * w.channels * w.columns, moved = w.moves * (lanes >= 16 ? 1 : 0.6);
+  const TwoTapPrices price = two_tap_prices(lanes);
+  const double vectors = w.positions / double(lanes), panel = w.sums * w.channels * w.columns;
   const double multiply = 0.55 * w.terms * w.channels * w.columns * vectors * w.waste;
   // Each task reads the panels, and holds so many positions that its samples stay in the caches: few where kinds and channels are many (input gradient
   // of tats_up0, 216 kinds of 256 channels: 59 ms direct, 341 two-tap).
   const double task = w.direct ? 256 : std::clamp(2e6 / (w.kinds * w.channels * 4), 4.0, 256.0);
-  const double panels = panel * std::max(1.0, w.positions / task) * (panel < 2e6 ? 0.25 : 0.8);
+  const double panels = (w.strided ? 1 : price.panels) * panel * std::max(1.0, w.positions / task) * (panel < 2e6 ? 0.25 : 0.8);
   if (w.strided && w.direct) return multiply + panels;
-  const double packed = panel * (panel < 2e6 ? 1.5 : 4.5);  // fresh memory: 4.6 cycles an element (tats_up0)
+  const double packed = price.packed * panel * (panel < 2e6 ? 1.5 : 4.5);  // fresh memory: 4.6 cycles an element (tats_up0)
   const double strided = w.strided ? kStridedTransforms : 1;
-  return strided * (multiply + panels + packed + moved * vectors * (kTransformedVector * w.kinds * w.channels + kSharedVector * w.products * w.columns));
+  return strided * (multiply + panels + packed + w.moves * vectors * (price.transformed * w.kinds * w.channels + price.shared * w.products * w.columns));
 }
 
 // A thread that has slept takes some 50 microseconds to come: one thread for each so many cycles of work. One of a framework's team comes in a few:

@@ -14,12 +14,16 @@ class SpatialPlan : public Plan {
   RegionPlan region;
   int64_t vectors = 1, columns_cut = 1;
   int64_t groups_at_once = 1;  // packed and stored together
+  int64_t tiles_at_once = 1;   // column tiles that one pass over the positions serves
 
   void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
   std::string describe() const override {
     return "direct, positions on the lanes: " + region.describe() + "; " + by({columns_cut}) + " column tiles of " + by({vectors}) + " vectors";
   }
 };
+
+// Of the second-level cache, for the sums of the column tiles that one pass over the positions serves.
+constexpr double kSumsShare = 0.15;
 
 // The operation as packing and storing see it: several groups as one.
 Gather joined(const Gather& g, int64_t groups) {
@@ -68,6 +72,8 @@ void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKerne
       best = cycles;
       p.vectors = vectors;
       p.columns_cut = count;
+      const double sums = double(work.row_phases * rows * p.region.run) * sizeof(T);
+      p.tiles_at_once = by_chunk ? count : std::clamp<int64_t>(int64_t(kSumsShare * double(cache_bytes()) / sums), 1, count);
     }
   }
   const double spill = double(p.region.size) * sizeof(T) > 0.6 * double(cache_bytes()) ? 1.5 : 1.0;
@@ -89,8 +95,10 @@ class SpatialRun {
   }
 
   int64_t scratch_size() const {
-    const int64_t rows = p_.groups_at_once > 1 ? joined_.columns : kMaxRows;
-    const int64_t kept = p_.region.by_chunk(g_) ? int64_t(panels_.sets().size()) * g_.columns * p_.region.runs() : int64_t(row_phases_) * rows;
+    int64_t rows = 0;
+    for (size_t tile = 0; tile < cut_.size(); tile += size_t(p_.tiles_at_once)) rows = std::max(rows, columns(tile));
+    const int64_t kept = p_.region.by_chunk(g_) ? int64_t(panels_.sets().size()) * g_.columns * p_.region.runs()
+                                                : int64_t(row_phases_) * (p_.groups_at_once > 1 ? joined_.columns : rows);
     return odd_lines<T>(p_.region.size) + kept * ldc_ + slack(k_);
   }
   int64_t tasks() const { return p_.region.tasks(joined_); }
@@ -100,69 +108,74 @@ class SpatialRun {
     T *region = scratch, *c = scratch + odd_lines<T>(p_.region.size);
     if (!p_.region.by_chunk(g_)) {
       region_.pack(b, 0, region);
-      for_each_row_set(b, [&](const ColumnTile& tile, size_t first, int64_t run) {
+      for_each_row_set(b, [&](size_t tile, size_t first, int64_t run) {
         multiply(b, tile, first, run, 0, g_.channels, region, c);
         store(b, tile, first, run, c);
       });
       return;
     }
     const int64_t runs = p_.region.runs(), sets = int64_t(panels_.sets().size());
-    const auto kept = [&](const ColumnTile& tile, size_t first, int64_t run) {
-      return c + (tile.start * sets * runs + (int64_t(first) * runs + run * int64_t(row_phases_)) * tile.width) * ldc_;
+    const auto kept = [&](size_t tile, size_t first, int64_t run) {
+      return c + (cut_[tile].start * sets * runs + (int64_t(first) * runs + run * int64_t(row_phases_)) * columns(tile)) * ldc_;
     };
     for (int64_t channel = 0; channel < g_.channels; channel += p_.region.channels) {
       region_.pack(b, channel, region);
-      for_each_row_set(b, [&](const ColumnTile& tile, size_t first, int64_t run) {
+      for_each_row_set(b, [&](size_t tile, size_t first, int64_t run) {
         multiply(b, tile, first, run, channel, std::min(channel + p_.region.channels, g_.channels), region, kept(tile, first, run));
       });
     }
-    for_each_row_set(b, [&](const ColumnTile& tile, size_t first, int64_t run) { store(b, tile, first, run, kept(tile, first, run)); });
+    for_each_row_set(b, [&](size_t tile, size_t first, int64_t run) { store(b, tile, first, run, kept(tile, first, run)); });
   }
 
  private:
-  // f(column tile, the first of the sets of a phase of d and h, run)
+  // Column tiles from `tile` on that go together, and their columns.
+  size_t last(size_t tile) const { return std::min(tile + size_t(p_.tiles_at_once), cut_.size()); }
+  int64_t columns(size_t tile) const { return cut_[last(tile) - 1].start + cut_[last(tile) - 1].width - cut_[tile].start; }
+
+  // f(the first of the column tiles that go together, the first of the sets of a phase of d and h, run)
   template <class F>
   void for_each_row_set(const Block& b, F f) const {
-    for (const ColumnTile& tile : cut_)
+    for (size_t tile = 0; tile < cut_.size(); tile += size_t(p_.tiles_at_once))
       for (size_t first = 0; first < panels_.sets().size(); first += row_phases_)
         for (int64_t run = 0; run < (p_.region.flat_depth ? 1 : b.size[0]); ++run) f(tile, first, run);
   }
 
-  // c[phase w][group][row][position] of one run
-  void multiply(const Block& b, const ColumnTile& tile, size_t first, int64_t run, int64_t begin, int64_t end, const T* region, T* c) const {
-    const T* const plane = region + run * p_.region.depth_stride;
-    for (size_t f = 0; f < row_phases_; ++f)
-      for (int64_t i = 0; i < p_.groups_at_once; ++i)
-        multiply(b, b.group * p_.groups_at_once + i, first + f, tile, begin, end, plane + i * g_.channels * p_.region.channel_stride,
-                 c + (int64_t(f) * p_.groups_at_once + i) * tile.width * ldc_);
-  }
-
-  void store(const Block& b, const ColumnTile& tile, size_t first, int64_t run, const T* c) const {
-    const Combo& combo = panels_.sets()[first].phases.members[0];
-    region_.store(b, *combo[0], *combo[1], b.group * joined_.columns + tile.begin, p_.groups_at_once * tile.count, run, c, ldc_,
-                  p_.groups_at_once * tile.width * ldc_);
-  }
-
-  // c[row][position] of one phase and group; `region` holds the channels from `begin` on.
-  void multiply(const Block& b, int64_t group, size_t set_index, const ColumnTile& tile, int64_t begin, int64_t end, const T* region, T* c) const {
-    const PanelSet& set = panels_.sets()[set_index];
+  // c[phase w][group][column][position] of one run; `region` holds the channels from `begin` on. Positions outermost: their samples stay in the
+  // first-level cache while panel after panel passes.
+  void multiply(const Block& b, size_t first_tile, size_t first, int64_t run, int64_t begin, int64_t end, const T* region, T* c) const {
     SpatialTile<T> job;
-    job.tap_offset = tap_offsets_[set_index].data();
-    job.taps = set.phases.taps;
     job.weight_offset = nullptr;
-    job.weight_step = tile.width;
     job.channel_stride = p_.region.channel_stride;
     job.ldc = ldc_;
     for (int64_t channel = begin; channel < end; channel += panels_.chunk()) {
-      job.weights = panels_.template at<T>(set, group, tile, channel);
       job.channels = std::min(panels_.chunk(), end - channel);
       job.accumulate = channel > 0;
+      const T* const samples = region + run * p_.region.depth_stride + (channel - begin) * p_.region.channel_stride;
       for_each_tile(k_, p_.vectors, region_.run_length(b), [&](int64_t position, int64_t vectors) {
-        job.region = region + (channel - begin) * p_.region.channel_stride + position;
-        job.c = c + position;
-        k_.spatial[vectors][tile.width](job);
+        for (size_t f = 0; f < row_phases_; ++f) {
+          const PanelSet& set = panels_.sets()[first + f];
+          job.tap_offset = tap_offsets_[first + f].data();
+          job.taps = set.phases.taps;
+          for (int64_t i = 0; i < p_.groups_at_once; ++i) {
+            job.region = samples + i * g_.channels * p_.region.channel_stride + position;
+            job.c = c + (int64_t(f) * p_.groups_at_once + i) * columns(first_tile) * ldc_ + position;
+            for (size_t t = first_tile; t < last(first_tile); ++t) {
+              const ColumnTile& tile = cut_[t];
+              job.weights = panels_.template at<T>(set, b.group * p_.groups_at_once + i, tile, channel);
+              job.weight_step = tile.width;
+              k_.spatial[vectors][tile.width](job);
+              job.c += tile.width * ldc_;
+            }
+          }
+        }
       });
     }
+  }
+
+  void store(const Block& b, size_t tile, size_t first, int64_t run, const T* c) const {
+    const Combo& combo = panels_.sets()[first].phases.members[0];
+    region_.store(b, *combo[0], *combo[1], b.group * joined_.columns + cut_[tile].begin, p_.groups_at_once * columns(tile), run, c, ldc_,
+                  p_.groups_at_once * columns(tile) * ldc_);
   }
 
   const Gather& g_;

@@ -285,7 +285,7 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
   };
   Method best = kDirect;
   if (most == kDirect) return best;
-  double least = cycles(kDirect) / kTwoTapGain;
+  double least = cycles(kDirect) / two_tap_prices(lanes).gain;
   for (int mask = 1; mask < 8; ++mask) {
     Method method = kDirect;
     bool applies = true;
