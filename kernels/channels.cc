@@ -158,15 +158,21 @@ class ChannelsRun {
 
   // Source rows of `rows` positions for one tap; false where none of them exists.
   bool aim(const T** to, const Place* places, int64_t rows, int64_t channel, const Tap& d, const Tap& h, const Tap& w) const {
-    bool any = false;
     const AxisPlan &ad = g_.axis[0], &ah = g_.axis[1], &aw = g_.axis[2];
-    for (int64_t r = 0; r < rows; ++r) {
-      const Place& at = places[r];
+    const auto row = [&](const Place& at) -> const T* {
       const int64_t id = (at[1] + d.offset) * ad.source_step + d.source_phase, ih = (at[2] + h.offset) * ah.source_step + h.source_phase,
                     iw = (at[3] + w.offset) * aw.source_step + w.source_phase;
       const bool inside = id >= 0 && id < ad.source_size && ih >= 0 && ih < ah.source_size && iw >= 0 && iw < aw.source_size;
-      to[r] = inside ? rows_.data + at[0] * rows_.image + id * rows_.depth + ih * rows_.row + iw * rows_.position + channel : zeros_.data();
-      any = any || inside;
+      return inside ? rows_.data + at[0] * rows_.image + id * rows_.depth + ih * rows_.row + iw * rows_.position + channel : nullptr;
+    };
+    // Images run fastest: most tiles of a large batch hold one place, which one look settles (3dgan_l1: a fifth of its time).
+    const bool one_place = std::equal(places[0].begin() + 1, places[0].end(), places[rows - 1].begin() + 1);
+    if (one_place && !row(places[0])) return false;
+    bool any = false;
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* const found = row(places[r]);
+      to[r] = found ? found : zeros_.data();
+      any = any || found;
     }
     return any;
   }
