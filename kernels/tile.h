@@ -128,12 +128,12 @@ static void pointer_tile(const PointerTile<T>& a) {
 }
 
 // Both operands on the lanes, taps on the rows: the weight gradient of depthwise layers, channels side by side.
-//     c[t][m] (+)= sum over segments s, steps i of  a[s][i*a_step + m] * b[s][i*b_step + t*b_tap + m]
+//     c[t][m] (+)= sum over segments s, steps i of  a[a_offset[s] + i*a_step + m] * b[b_offset[s] + i*b_step + t*b_tap + m]
 template <class T, int Taps, int Vectors>
 static void lane_product(const LaneProduct<T>& a) {
   Vec<T> acc[Taps][Vectors] = {};
   for (int64_t s = 0; s < a.segments; ++s) {
-    const T *x = a.a[s], *y = a.b[s];
+    const T *x = a.a + a.a_offset[s], *y = a.b + a.b_offset[s];
     for (int64_t i = 0; i < a.steps; ++i, x += a.a_step, y += a.b_step)
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {

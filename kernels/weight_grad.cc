@@ -284,24 +284,35 @@ class WeightGrad {
         s.options.stop);
   }
 
+  // Lines of input and of grad_output that meet under one tap of d and h, from the first of each in the block on: the same for all channels, and along w.
+  struct Meeting {
+    int64_t kd = -1, kh = -1;
+    std::vector<int64_t> input, grad;
+    bool even = false;  // at equal distances
+    std::vector<const T*> pointers;  // room for those of a tile that reads its rows in place
+  };
+
   // All taps, with the strand's threads.
   void multiply(const Strand<T>& s, const Block& b) const {
     const int64_t lane_tiles = ceil_div(s.part.lanes, layout_.vectors * k_.lanes);
+    std::vector<Meeting> meetings(size_t(s.options.threads));
     parallel_for(
         taps_ / row_taps_ * s.part.groups * lane_tiles, s.options.threads,
-        [&](int64_t task, int) {
-          multiply(s, b, task / lane_tiles / s.part.groups * row_taps_, s.part.group + task / lane_tiles % s.part.groups, task % lane_tiles);
+        [&](int64_t task, int worker) {
+          multiply(s, b, task / lane_tiles / s.part.groups * row_taps_, s.part.group + task / lane_tiles % s.part.groups, task % lane_tiles,
+                   meetings[size_t(worker)]);
         },
         s.options.stop);
   }
 
   // The sums of one tap, or of a row of the kernel where its taps lie on the rows, for one group and lane tile.
-  void multiply(const Strand<T>& s, const Block& b, int64_t tap, int64_t group, int64_t lane_tile) const {
+  void multiply(const Strand<T>& s, const Block& b, int64_t tap, int64_t group, int64_t lane_tile, Meeting& m) const {
     const Axis &ah = p_.axis[1], &aw = p_.axis[2];
     const int64_t kw = tap % aw.kernel, kh = tap / aw.kernel % ah.kernel, kd = tap / aw.kernel / ah.kernel;
+    if (m.kd != kd || m.kh != kh) meet(s, b, kd, kh, m);
     if (row_taps_ == 1) {
       const auto [begin, end] = reach(kw);
-      multiply(s, b, {kd, kh, kw}, begin, end, s.part.rows, group, lane_tile, s.first);
+      multiply(s, b, kw, begin, end, s.part.rows, group, lane_tile, s.first, m);
       return;
     }
     int64_t begin = 0, end = aw.input;
@@ -310,12 +321,35 @@ class WeightGrad {
       end = std::min(end, reach(k)[1]);
     }
     end = std::max(begin, end);
-    multiply(s, b, {kd, kh, 0}, begin, end, row_taps_ * s.part.rows, group, lane_tile, s.first);
+    multiply(s, b, 0, begin, end, row_taps_ * s.part.rows, group, lane_tile, s.first, m);
     for (int64_t k = 0; k < row_taps_; ++k) {  // at the edges, tap by tap
       const auto [first, last] = reach(k);
-      if (first < std::min(begin, last)) multiply(s, b, {kd, kh, k}, first, std::min(begin, last), s.part.rows, group, lane_tile, false);
-      if (std::max(end, first) < last) multiply(s, b, {kd, kh, k}, std::max(end, first), last, s.part.rows, group, lane_tile, false);
+      if (first < std::min(begin, last)) multiply(s, b, k, first, std::min(begin, last), s.part.rows, group, lane_tile, false, m);
+      if (std::max(end, first) < last) multiply(s, b, k, std::max(end, first), last, s.part.rows, group, lane_tile, false, m);
     }
+  }
+
+  void meet(const Strand<T>& s, const Block& b, int64_t kd, int64_t kh, Meeting& m) const {
+    const Axis &ad = p_.axis[0], &ah = p_.axis[1];
+    const Lattice x = lattice(s, b, true), gy = lattice(s, b, false);
+    m.kd = kd;
+    m.kh = kh;
+    m.input.clear();
+    m.grad.clear();
+    for (int64_t n = 0; n < b.size[0]; ++n)
+      for (int64_t id = x.from_d; id < x.from_d + b.size[1]; ++id) {
+        const int64_t od = id * ad.stride + kd * ad.dilation - ad.crop;
+        if (od < 0 || od >= ad.output) continue;
+        for (int64_t ih = x.from_h; ih < x.from_h + b.size[2]; ++ih) {
+          const int64_t oh = ih * ah.stride + kh * ah.dilation - ah.crop;
+          if (oh < 0 || oh >= ah.output) continue;
+          m.input.push_back(x.offset(n, id, ih));
+          m.grad.push_back(gy.offset(n, od, oh));
+        }
+      }
+    m.even = m.input.size() > 1;
+    for (size_t i = 2; i < m.input.size() && m.even; ++i)
+      m.even = m.input[i] - m.input[i - 1] == m.input[1] - m.input[0] && m.grad[i] - m.grad[i - 1] == m.grad[1] - m.grad[0];
   }
 
   // The w positions whose output for tap k exists: 0 <= i*stride + shift < output.
@@ -325,9 +359,29 @@ class WeightGrad {
     return {begin, std::clamp<int64_t>(ceil_div(a.output - shift, a.stride), begin, a.input)};
   }
 
-  // One operand of a product: lines of `steps` positions, `step` elements apart.
+  // One operand in a block, packed or where it is: elements from sample to sample along each axis and channel.
+  struct Lattice {
+    const T* first;  // image, d and h where the block starts
+    int64_t from_d, from_h, image, depth, row, step, channel;
+
+    int64_t offset(int64_t n, int64_t d, int64_t h) const { return n * image + (d - from_d) * depth + (h - from_h) * row; }
+  };
+
+  Lattice lattice(const Strand<T>& s, const Block& b, bool input) const {
+    const Lines l = lines(b, input);
+    if (is_packed(input)) {
+      const int64_t step = input ? p_.in_channels : p_.out_channels, row = l.width * step;
+      return {input ? s.input : s.grad, l.from_d, l.from_h, l.depth * l.rows * row, l.rows * row, row, step, 1};
+    }
+    const View& v = *rows_.view;
+    const auto* first = static_cast<const T*>(v.at(b.from[0] * v.stride[0] + l.from_d * v.stride[2] + l.from_h * v.stride[3]));
+    return {first, l.from_d, l.from_h, v.stride[0], v.stride[2], v.stride[3], v.stride[4], v.stride[1]};
+  }
+
+  // One operand of a product: lines of steps `step` elements apart.
   struct Operand {
-    std::vector<const T*> lines;
+    const T* first;
+    const int64_t* lines;  // from `first`
     int64_t step;
   };
 
@@ -338,60 +392,31 @@ class WeightGrad {
     bool set;
   };
 
-  // `rows` from the first one of `tap` on, positions begin <= i < end along w.
-  void multiply(const Strand<T>& s, const Block& b, const std::array<int64_t, 3>& tap, int64_t begin, int64_t end, int64_t rows, int64_t group,
-                int64_t lane_tile, bool set) const {
-    const Axis &ad = p_.axis[0], &ah = p_.axis[1], &aw = p_.axis[2];
-    const auto [kd, kh, kw] = tap;
-    const int64_t shift = kw * aw.dilation - aw.crop;
+  // `rows` from the first one of tap (m.kd, m.kh, kw) on, positions begin <= i < end along w.
+  void multiply(const Strand<T>& s, const Block& b, int64_t kw, int64_t begin, int64_t end, int64_t rows, int64_t group, int64_t lane_tile, bool set,
+                Meeting& m) const {
+    const Axis &ah = p_.axis[1], &aw = p_.axis[2];
     const int64_t lane = lane_tile * layout_.vectors * k_.lanes, vectors = std::min(layout_.vectors, (s.part.lanes - lane) / k_.lanes);
-    const int64_t first = ((kd * ah.kernel + kh) * aw.kernel + kw) * s.part.groups + group - s.part.group;
+    const int64_t first = ((m.kd * ah.kernel + m.kh) * aw.kernel + kw) * s.part.groups + group - s.part.group;
     const Target to{s.sums + first * s.part.rows * s.part.lanes + lane, s.part.lanes, rows, vectors, set};
     const int64_t first_in = group * (p_.in_channels / p_.groups) + (layout_.lanes_are_input || depthwise_ ? s.part.lane + lane : s.part.row);
     const int64_t first_out = group * (p_.out_channels / p_.groups) + (layout_.lanes_are_input && !depthwise_ ? s.part.row : s.part.lane + lane);
-    const Lines in = lines(b, true);
-    Operand x{{}, step(true)}, gy{{}, step(false) * aw.stride};
-    x.lines.reserve(size_t(b.size[0] * in.depth * in.rows));
-    gy.lines.reserve(x.lines.capacity());
-    for (int64_t n = 0; n < b.size[0] && begin < end; ++n)
-      for (int64_t id = in.from_d; id < in.from_d + in.depth; ++id)
-        for (int64_t ih = in.from_h; ih < in.from_h + in.rows; ++ih) {
-          const int64_t od = id * ad.stride + kd * ad.dilation - ad.crop, oh = ih * ah.stride + kh * ah.dilation - ah.crop;
-          if (od < 0 || od >= ad.output || oh < 0 || oh >= ah.output) continue;
-          x.lines.push_back(sample(s, b, true, {n, id, ih, begin}, first_in));
-          gy.lines.push_back(sample(s, b, false, {n, od, oh, begin * aw.stride + shift}, first_out));
-        }
-    const int64_t steps = end - begin == 1 ? lines_to_steps(x, gy) : end - begin;
-    if (depthwise_)
-      multiply_lanes(x, gy, steps, to);
-    else if (layout_.lanes_are_input)
-      multiply_tiles(gy, x, steps, to);
-    else
-      multiply_tiles(x, gy, steps, to);
-  }
-
-  // Elements from one sample to the next along w, and where sample (image of the block, d, h, w) of a channel is.
-  int64_t step(bool input) const { return is_packed(input) ? (input ? p_.in_channels : p_.out_channels) : rows_.view->stride[4]; }
-  const T* sample(const Strand<T>& s, const Block& b, bool input, const std::array<int64_t, 4>& at, int64_t channel) const {
-    if (!is_packed(input)) {
-      const View& v = *rows_.view;
-      return static_cast<const T*>(
-          v.at((b.from[0] + at[0]) * v.stride[0] + channel * v.stride[1] + at[1] * v.stride[2] + at[2] * v.stride[3] + at[3] * v.stride[4]));
+    const Lattice in = lattice(s, b, true), grad = lattice(s, b, false);
+    Operand x{in.first + begin * in.step + first_in * in.channel, m.input.data(), in.step};
+    Operand gy{grad.first + (begin * aw.stride + kw * aw.dilation - aw.crop) * grad.step + first_out * grad.channel, m.grad.data(), grad.step * aw.stride};
+    int64_t count = begin < end ? int64_t(m.input.size()) : 0, steps = end - begin;
+    if (steps == 1 && m.even) {  // the images of 1x1x1 inputs: their lines are the steps of one
+      steps = count;
+      count = 1;
+      x.step = m.input[1] - m.input[0];
+      gy.step = m.grad[1] - m.grad[0];
     }
-    const Lines l = lines(b, input);
-    return (input ? s.input : s.grad) + (((at[0] * l.depth + at[1] - l.from_d) * l.rows + at[2] - l.from_h) * l.width + at[3]) * step(input) + channel;
-  }
-
-  // Lines of one position each that follow at equal distances become the steps of one line: the images of 1x1x1 inputs, in the same order.
-  static int64_t lines_to_steps(Operand& x, Operand& gy) {
-    if (x.lines.size() < 2) return 1;
-    const int64_t dx = x.lines[1] - x.lines[0], dgy = gy.lines[1] - gy.lines[0];
-    for (size_t i = 2; i < x.lines.size(); ++i)
-      if (x.lines[i] - x.lines[i - 1] != dx || gy.lines[i] - gy.lines[i - 1] != dgy) return 1;
-    const int64_t steps = int64_t(x.lines.size());
-    x = {{x.lines[0]}, dx};
-    gy = {{gy.lines[0]}, dgy};
-    return steps;
+    if (depthwise_)
+      multiply_lanes(x, gy, count, steps, to);
+    else if (layout_.lanes_are_input)
+      multiply_tiles(gy, x, count, steps, to, m);
+    else
+      multiply_tiles(x, gy, count, steps, to, m);
   }
 
   // Calls f(first line, lines, first step, steps, accumulate) for slices of at most kChain terms: the error grows with a slice and not with all
@@ -407,45 +432,34 @@ class WeightGrad {
       }
   }
 
-  void multiply_lanes(const Operand& x, const Operand& gy, int64_t steps, const Target& to) const {
-    std::vector<const T*> from_x(x.lines.size()), from_gy(gy.lines.size());
-    for_each_slice(int64_t(x.lines.size()), steps, to.set, [&](int64_t line, int64_t lines, int64_t step, int64_t count, bool accumulate) {
-      for (size_t i = size_t(line); i < size_t(line + lines); ++i) {
-        from_x[i] = x.lines[i] + step * x.step;
-        from_gy[i] = gy.lines[i] + step * gy.step;
-      }
-      k_.lane_product[to.rows][to.vectors](
-          {from_x.data() + line, from_gy.data() + line, lines, count, x.step, gy.step, p_.axis[2].dilation * p_.out_channels, to.sums, to.stride, accumulate});
+  void multiply_lanes(const Operand& x, const Operand& gy, int64_t count, int64_t steps, const Target& to) const {
+    for_each_slice(count, steps, to.set, [&](int64_t line, int64_t lines, int64_t step, int64_t n, bool accumulate) {
+      k_.lane_product[to.rows][to.vectors]({x.first + step * x.step, gy.first + step * gy.step, x.lines + line, gy.lines + line, lines, n, x.step, gy.step,
+                                            p_.axis[2].dilation * p_.out_channels, to.sums, to.stride, accumulate});
     });
   }
 
-  void multiply_tiles(const Operand& row, const Operand& lane, int64_t steps, const Target& to) const {
-    if (lane.lines.empty()) {
+  void multiply_tiles(const Operand& row, const Operand& lane, int64_t count, int64_t steps, const Target& to, Meeting& m) const {
+    if (count == 0) {
       if (to.set)
         for (int64_t r = 0; r < to.rows; ++r) std::memset(static_cast<void*>(to.sums + r * to.stride), 0, size_t(to.vectors * k_.lanes) * sizeof(T));
       return;
     }
-    std::vector<int64_t> row_offset(row.lines.size()), lane_offset(lane.lines.size());
-    for (size_t i = 0; i < lane.lines.size(); ++i) {
-      row_offset[i] = row.lines[i] - row.lines[0];
-      lane_offset[i] = lane.lines[i] - lane.lines[0];
-    }
-    std::vector<const T*> pointers(layout_.in_place ? row.lines.size() * size_t(layout_.rows) : 0);
+    if (layout_.in_place) m.pointers.resize(size_t(count * layout_.rows));
     for (int64_t first = 0; first < to.rows; first += layout_.rows) {
       const int64_t rows = std::min(layout_.rows, to.rows - first);
       T* const sums = to.sums + first * to.stride;
-      for_each_slice(int64_t(row.lines.size()), steps, to.set, [&](int64_t line, int64_t lines, int64_t step, int64_t count, bool accumulate) {
-        const T* const from = lane.lines[0] + step * lane.step;
-        const int64_t* const offset = lane_offset.data() + line;
+      for_each_slice(count, steps, to.set, [&](int64_t line, int64_t lines, int64_t step, int64_t n, bool accumulate) {
+        const T* const lanes_from = lane.first + step * lane.step;
         if (!layout_.in_place) {
-          k_.spatial[to.vectors][rows](
-              {row.lines[0] + first + step * row.step, row_offset.data() + line, row.step, from, offset, lines, count, lane.step, sums, to.stride, accumulate});
+          k_.spatial[to.vectors][rows]({row.first + first + step * row.step, row.lines + line, row.step, lanes_from, lane.lines + line, lines, n, lane.step,
+                                        sums, to.stride, accumulate});
           return;
         }
+        const T* const rows_from = row.first + first * rows_.view->stride[1] + step * row.step;
         for (int64_t l = 0; l < lines; ++l)
-          for (int64_t r = 0; r < rows; ++r)
-            pointers[size_t(l * rows + r)] = row.lines[size_t(line + l)] + (first + r) * rows_.view->stride[1] + step * row.step;
-        k_.pointer[to.vectors][rows]({pointers.data(), from, offset, lines, count, row.step, lane.step, sums, to.stride, accumulate});
+          for (int64_t r = 0; r < rows; ++r) m.pointers[size_t(l * rows + r)] = rows_from + row.lines[line + l] + r * rows_.view->stride[1];
+        k_.pointer[to.vectors][rows]({m.pointers.data(), lanes_from, lane.lines + line, lines, n, row.step, lane.step, sums, to.stride, accumulate});
       });
     }
   }

@@ -56,11 +56,10 @@ struct PointerTile {
   bool accumulate;
 };
 
-// c[m] (+)= sum over segments t, steps i of  a[t][i*a_step + m] * b[t][i*b_step + m]
 template <class T>
 struct LaneProduct {
-  const T* const* a;
-  const T* const* b;
+  const T *a, *b;
+  const int64_t *a_offset, *b_offset;  // [segment], elements
   int64_t segments, steps, a_step, b_step, b_tap;
   T* c;
   int64_t ldc;
