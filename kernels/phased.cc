@@ -59,12 +59,13 @@ double tile_cycles(const PhasedPlan<T>& p, const Gather& g, const TileKernels<T>
   // A small region stays in the first-level cache.
   const int64_t lane_bytes = double(p.region.size) * sizeof(T) < kFirstLevelBytes ? 0 : k.lanes * int64_t(sizeof(T));
   const double accumulators = double(p.phases_h * 2 * columns * p.region.run) * sizeof(T), spilled = accumulators > kFirstLevelBytes ? kSpilledVector : 0;
+  const double missed = g.columns > columns ? missed_cycles(g.channels, vectors, lane_bytes) : 0;
   double cycles = 0;
   for (const Phase& d : g.axis[0].phases)
     for (const auto& h : h_groups(g, p.phases_h)) {
       cycles += kTileCall + double(vectors * columns * p.phases_h * 2) * (1 + spilled);
       for_each_step(d, h, g.axis[2].phases, [&](const Tap&, size_t, size_t, int rows_h, int rows_w) {
-        cycles += double(g.channels) * step_cycles(rows_h * rows_w * columns, vectors, loads, lane_bytes);
+        cycles += double(g.channels) * (step_cycles(rows_h * rows_w * columns, vectors, loads, lane_bytes) + missed);
       });
     }
   return cycles;

@@ -63,8 +63,9 @@ void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKerne
     const double kept = double((by_chunk ? work.combos * g.columns * p.region.runs() : work.row_phases * rows) * p.region.run) * sizeof(T);
     if (by_chunk && kept + double(p.region.size) * sizeof(T) > double(cache_bytes())) continue;
     const double spilled = kept > kFirstLevelBytes ? kSpilledVector : 0;
+    const double missed = count > 1 ? missed_cycles(std::min(g.channels, context.chunk), vectors, lane_bytes) : 0;
     const double run = run_cycles(k, vectors, p.region.run, [&](int64_t held) {
-      return double(work.taps * g.channels) * step_cycles(rows, held, loads, lane_bytes) +
+      return double(work.taps * g.channels) * (step_cycles(rows, held, loads, lane_bytes) + missed) +
              chunks * double(work.combos) * (kTileCall + double(rows * held) * (1 + spilled));
     });
     const double cycles = run * double(p.region.runs() * count);
