@@ -92,10 +92,14 @@ inline double method_cycles(const MethodWork& w, int64_t lanes) {
 // A thread that has slept takes some 50 microseconds to come: one thread for each so many cycles of work. One of a framework's team comes in a few:
 // page_example_1 takes 0.15 ms on one thread and 0.08 on the two of PyTorch's team.
 constexpr double kCyclesPerThread = 6e5, kCyclesPerTeamThread = 1.5e5;
+// Where somebody else's thread spins on a processor, a second thread comes a time slice of 4 ms late or pauses for one. page_example_2 and
+// nnunet_320_320_4 in their turn behind ONNX Runtime: 2.1 and 4.8 ms on two threads, 1.0 and 3.5 on one.
+constexpr double kContendedCycles = 1e7;
 inline int useful_threads(double cycles, int threads) {
   // First: without a team, looking for one asks the loader, which takes longer than a small call may.
   if (cycles < 2 * kCyclesPerTeamThread) return 1;
   if (has_team(threads)) return threads;  // the team as it is
+  if (team_rests() && cycles < kContendedCycles) return 1;
   return std::clamp(int(std::min(cycles / kCyclesPerThread, double(threads))), 1, threads);
 }
 

@@ -160,7 +160,7 @@ using Clock = std::chrono::steady_clock;
 // it may have been a passing thing (ONNX Runtime's threads, which spin on for some milliseconds: nnunet_320_320_4 in its turn between other engines 1.5 ms
 // with rests of a second, 0.9 so), and twice as long each time, for it may be a process that stays.
 constexpr std::chrono::milliseconds kLongWait{1};
-constexpr Clock::duration kShortestRest = std::chrono::milliseconds{10}, kLongestRest = std::chrono::milliseconds{1280};
+constexpr Clock::duration kShortestRest = std::chrono::milliseconds{20}, kLongestRest = std::chrono::milliseconds{1280};
 std::atomic<Clock::rep> team_rests_until{0}, next_rest{kShortestRest.count()};
 
 void note_wait(Clock::duration worked, Clock::duration waited, Clock::time_point end) {
@@ -252,11 +252,14 @@ void set_num_threads(int n) {
   thread_count = n;
 }
 
+bool team_rests() {
+  const Clock::rep until = team_rests_until.load(std::memory_order_relaxed);
+  return until != 0 && Clock::now().time_since_epoch().count() < until;
+}
+
 bool has_team(int threads) {
   static const int most = processors();  // more threads than those would wait for each other at the end of every job
-  if (threads > most || !has_openmp_team(threads)) return false;
-  const Clock::rep rests = team_rests_until.load(std::memory_order_relaxed);
-  return rests == 0 || Clock::now().time_since_epoch().count() >= rests;
+  return threads <= most && has_openmp_team(threads) && !team_rests();
 }
 
 void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t, int)>& body, const std::function<bool()>& stop) {

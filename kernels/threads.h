@@ -20,6 +20,9 @@ void start_pool();
 // Would so many threads be those of a framework's OpenMP team? They are awake right after its operators.
 bool has_team(int threads);
 
+// It kept a call waiting a short while ago: others want its processors.
+bool team_rests();
+
 struct Interrupted {};  // thrown when the stop callback of parallel_for returned true
 
 // Runs body(task, worker) for 0 <= task < tasks, 0 <= worker < threads, tasks handed out in order. `stop` is polled by the calling
