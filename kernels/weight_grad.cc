@@ -288,7 +288,7 @@ class WeightGrad {
   struct Meeting {
     int64_t kd = -1, kh = -1;
     std::vector<int64_t> input, grad;
-    bool even = false;  // at equal distances
+    bool even = false;               // at equal distances
     std::vector<const T*> pointers;  // room for those of a tile that reads its rows in place
   };
 
