@@ -38,7 +38,7 @@ constexpr double kTaskCall = 1500;  // a task's own bookkeeping
 constexpr double kFirstLevelBytes = 24576;  // what accumulators or samples may take of 32 to 48 KiB
 
 // A step whose samples come from the second-level cache, since those of all channels of a tile outgrow the first while panels pass: 256 channels by 6 x 2
-// vectors, which fit, run 1.15 times as fast as by 4 x 3 (AVX2).
+// vectors, which fit, run 1.1 times as fast as by 4 x 3 (AVX2).
 inline double missed_cycles(int64_t channels, int64_t vectors, int64_t vector_bytes) {
   return 1.5 * double(channels * vectors * vector_bytes) > kFirstLevelBytes ? 0.011 * double(vectors * vector_bytes) : 0;
 }
@@ -73,8 +73,7 @@ struct MethodWork {
 };
 
 // Cycles of one image and group, for the choice between the methods. The choice changes the bits of a result, so it depends on the layer, the size of the
-// image and the instruction set alone: not on batch, threads, cache or frozen weights. Within 10 % of 8 layers on AVX-512 and on AVX2, whose transforms
-// take less for a vector.
+// image and the instruction set alone: not on batch, threads, cache or frozen weights.
 inline double method_cycles(const MethodWork& w, int64_t lanes) {
   const TwoTapPrices price = two_tap_prices(lanes);
   const double vectors = w.positions / double(lanes), panel = w.sums * w.channels * w.columns;
