@@ -83,19 +83,22 @@ void acquire_gil(F take) {
 #endif
 }
 
-// Ctrl-C: Python's signal handlers run between tasks, on the thread that called.
+// The thread state that this thread gave up with the GIL.
+thread_local PyThreadState* released = nullptr;
+
+// Ctrl-C: Python's signal handlers run between tasks, on the thread that called. The GIL is asked for by the thread state at hand:
+// PyGILState_Ensure would look it up, which after the interpreter's end is a read through null (Python 3.11).
 bool signalled() {
-  PyGILState_STATE state;
-  acquire_gil([&] { state = PyGILState_Ensure(); });
+  acquire_gil([] { PyEval_RestoreThread(released); });
   const bool stop = PyErr_CheckSignals() != 0;
-  PyGILState_Release(state);
+  released = PyEval_SaveThread();
   return stop;
 }
 
 template <class F>
 void without_gil(F f) {
-  PyThreadState* const thread = PyEval_SaveThread();
-  const auto restore = [&] { acquire_gil([&] { PyEval_RestoreThread(thread); }); };
+  released = PyEval_SaveThread();
+  const auto restore = [] { acquire_gil([] { PyEval_RestoreThread(released); }); };
   try {
     f();
   } catch (const Interrupted&) {

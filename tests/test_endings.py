@@ -57,6 +57,28 @@ def test_the_interpreter_ends_while_daemon_threads_compute(function: str, how: s
         assert (run.returncode, run.stdout, run.stderr) == ({"end": 0, "exit": 3}[how], "", "")
 
 
+def test_a_call_that_outlasts_the_interpreter() -> None:
+    """Its next poll for Ctrl-C asks for an interpreter that is gone; the C library holds the process open meanwhile."""
+    program = """
+        import ctypes, threading, time
+        import numpy as np
+        import tconv3d
+
+        # 20 s at 210 GFLOP/s, in tasks that take longer than the interpreter's end.
+        x, w = np.ones((1, 512, 40, 40, 40), np.float32), np.ones((512, 512, 5, 5, 5), np.float32)
+        threading.Thread(target=tconv3d.conv_transpose3d, args=(x, w), daemon=True).start()
+        time.sleep(1)
+        libc = ctypes.CDLL(None)
+        libc.__cxa_atexit(libc.getchar, None, None)  # waits for the input's end
+    """
+    for _ in range(3):  # one poll in two comes while the interpreter ends, as in the test above
+        command = [sys.executable, "-c", textwrap.dedent(program)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=3)
+            assert (process.communicate(timeout=120), process.returncode) == ((None, b""), 0)
+
+
 def test_calls_at_exit_and_from_what_is_left_behind() -> None:
     """atexit functions, a weakref callback and a finalizer may compute as well."""
     run = run_python("""
