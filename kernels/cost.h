@@ -29,6 +29,8 @@ double loads_per_vector(int64_t lanes) {
 
 constexpr double kTileCall = 20;           // entering a tile, and its first loads
 constexpr double kRowCall = 14;            // one row packed or stored: a call and its edges
+constexpr double kStoreCall = 100;         // the rows of one run and phase stored: the call and its arguments
+constexpr double kPlaneCall = 30;          // a plane of one channel packed or stored: likewise
 constexpr double kPackedElement = 0.4;     // a contiguous element copied on vectors
 constexpr double kTransposedElement = 1;   // an element whose neighbours become strangers
 constexpr double kScatteredElement = 1.6;  // an element moved alone

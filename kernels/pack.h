@@ -304,11 +304,11 @@ static inline int64_t whole_row(const RowStore<T>& a, int64_t* lead) {
   *lead = 0;
   for (int64_t f = 1; f < a.phases; ++f)
     if (a.first[f] < a.first[*lead]) *lead = f;
-  int64_t elements = 0;
-  for (int64_t f = 0; f < a.phases; ++f) elements += a.count[f];
+  int64_t elements = 0, before = a.count[*lead];
   for (int64_t f = 0; f < a.phases; ++f) {
-    const int64_t at = (*lead + f) % a.phases;
-    if (a.first[at] != a.first[*lead] + f || a.count[at] != (elements - f + a.phases - 1) / a.phases) return 0;
+    const int64_t at = *lead + f < a.phases ? *lead + f : *lead + f - a.phases, count = a.count[at];
+    if (a.first[at] != a.first[*lead] + f || count > before || count < a.count[*lead] - 1) return 0;
+    elements += before = count;
   }
   return elements;
 }

@@ -42,9 +42,12 @@ Work work_of(const Gather& g) {
 
 double transfer_cycles(const Gather& g, const Work& work, const RegionPlan& p) {
   const double rows_packed = double(p.packing[0].length(p.block[0]) * p.packing[1].length(p.block[1]) * int64_t(p.packing[2].segments.size()) * g.channels);
-  const double pack = rows_packed * (kRowCall + kPackedElement * double(p.pitch) * double(g.axis[2].source_step));
+  const double planes_packed = double(p.packing[0].length(p.block[0]) * int64_t(p.packing[1].segments.size() * p.packing[2].segments.size()) * p.channels);
+  const double pack = rows_packed * (kRowCall + kPackedElement * double(p.pitch) * double(g.axis[2].source_step)) + planes_packed * kPlaneCall;
   const double rows_stored = double(p.block[0] * p.block[1] * g.columns * work.combos / work.row_phases);
-  return kTaskCall + pack + rows_stored * (kRowCall + kPackedElement * double(p.block[2] * work.row_phases) * (g.axis[2].target_step > 4 ? 4 : 1));
+  const double phases = double(work.combos / work.row_phases);
+  const double calls = phases * (double(p.runs()) * kStoreCall + double(p.block[0] * g.columns) * kPlaneCall);
+  return kTaskCall + pack + calls + rows_stored * (kRowCall + kPackedElement * double(p.block[2] * work.row_phases) * (g.axis[2].target_step > 4 ? 4 : 1));
 }
 
 std::array<std::vector<int64_t>, 3> block_sizes(const Gather& g, int64_t lanes) {
@@ -259,8 +262,18 @@ void Region<T>::store_rows(const Block& b, const Phase& d, const Phase& h, int64
   }
   const int64_t begin = std::max<int64_t>(0, h.begin - b.from[1]), end = std::min(b.size[1], h.count - b.from[1]);
   if (begin >= end) return;
-  RowStore<T> job{nullptr, target.stride[4], g_.axis[1].target_step * target.stride[3], row_of, p_.pitch, first, count, int64_t(n), step, end - begin,
-                  0,       stream_};
+  RowStore<T> job;  // not in braces: GCC would clear all of it first, by an instruction of some 30 cycles
+  job.out_stride = target.stride[4];
+  job.row_stride = g_.axis[1].target_step * target.stride[3];
+  job.c = row_of;
+  job.c_row_stride = p_.pitch;
+  job.first = first;
+  job.count = count;
+  job.phases = int64_t(n);
+  job.step = step;
+  job.rows = end - begin;
+  job.bias = 0;
+  job.stream = stream_;
   const int64_t origin = b.image * target.stride[0] + (h.first + (b.from[1] + begin) * g_.axis[1].target_step) * target.stride[3];
   const int64_t planes = p_.flat_depth ? b.size[0] : 1;
   for (int64_t m = 0; m < columns; ++m) {
