@@ -308,7 +308,8 @@ static inline int64_t whole_row(const RowStore<T>& a, int64_t* lead) {
   for (int64_t f = 0; f < a.phases; ++f) {
     const int64_t at = *lead + f < a.phases ? *lead + f : *lead + f - a.phases, count = a.count[at];
     if (a.first[at] != a.first[*lead] + f || count > before || count < a.count[*lead] - 1) return 0;
-    elements += before = count;
+    elements += count;
+    before = count;
   }
   return elements;
 }

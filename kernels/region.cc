@@ -41,13 +41,13 @@ Work work_of(const Gather& g) {
 }
 
 double transfer_cycles(const Gather& g, const Work& work, const RegionPlan& p) {
-  const double rows_packed = double(p.packing[0].length(p.block[0]) * p.packing[1].length(p.block[1]) * int64_t(p.packing[2].segments.size()) * g.channels);
-  const double planes_packed = double(p.packing[0].length(p.block[0]) * int64_t(p.packing[1].segments.size() * p.packing[2].segments.size()) * p.channels);
+  const double segments = double(int64_t(p.packing[2].segments.size()) * p.packing[0].length(p.block[0]) * g.channels);
+  const double rows_packed = segments * double(p.packing[1].length(p.block[1])), planes_packed = segments * double(p.packing[1].segments.size());
   const double pack = rows_packed * (kRowCall + kPackedElement * double(p.pitch) * double(g.axis[2].source_step)) + planes_packed * kPlaneCall;
-  const double rows_stored = double(p.block[0] * p.block[1] * g.columns * work.combos / work.row_phases);
-  const double phases = double(work.combos / work.row_phases);
-  const double calls = phases * (double(p.runs()) * kStoreCall + double(p.block[0] * g.columns) * kPlaneCall);
-  return kTaskCall + pack + calls + rows_stored * (kRowCall + kPackedElement * double(p.block[2] * work.row_phases) * (g.axis[2].target_step > 4 ? 4 : 1));
+  const double phases = double(work.combos / work.row_phases), planes_stored = phases * double(p.block[0] * g.columns);
+  const double rows = kRowCall + kPackedElement * double(p.block[2] * work.row_phases) * (g.axis[2].target_step > 4 ? 4 : 1);
+  const double store = phases * double(p.runs()) * kStoreCall + planes_stored * (kPlaneCall + double(p.block[1]) * rows);
+  return kTaskCall + pack + store;
 }
 
 std::array<std::vector<int64_t>, 3> block_sizes(const Gather& g, int64_t lanes) {
