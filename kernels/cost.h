@@ -51,6 +51,12 @@ inline double panel_cycles(double bytes) { return bytes / (bytes < 0.5 * double(
 // Accumulators of one run that outgrow the first-level cache are written to the second and read back: cycles per vector.
 constexpr double kSpilledVector = 3;
 
+// Of the second-level cache, for the sums of the column tiles that one pass over the positions serves.
+constexpr double kSumsShare = 0.15;
+inline int64_t tiles_at_once(double bytes_of_one, int64_t tiles) {
+  return std::clamp<int64_t>(int64_t(kSumsShare * double(cache_bytes()) / bytes_of_one), 1, tiles);
+}
+
 // The two-tap method: cycles per vector of transformed samples and of products, with the smaller blocks and shorter stores that they bring, and how much
 // panels count. `gain`: what it must promise over the direct method to be taken. Wide vectors: measured on psmnet_conv6 and gwcnet_conv5 on Zen 5 as what a
 // call takes beside its tiles. AVX2 and NEON: fitted to all axes of 41 layers on Zen 3, where the choice loses 2 % against the best (8 % with the

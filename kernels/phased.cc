@@ -14,6 +14,7 @@ class PhasedPlan : public Plan {
   std::array<AxisPlan, 3> axis;
   RegionPlan region;
   int64_t phases_h = 1, columns = 1, vectors = 1;
+  int64_t tiles_at_once = 1;  // column tiles that one pass over the positions serves
 
   void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
   std::string describe() const override {
@@ -83,6 +84,7 @@ void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernel
         best = cycles;
         p.columns = columns;
         p.vectors = vectors;
+        p.tiles_at_once = tiles_at_once(double(p.phases_h * 2 * columns * p.region.run) * sizeof(T), g.columns / columns);
       }
     }
   const int64_t tasks = p.region.tasks(g);
@@ -126,20 +128,23 @@ class PhasedRun {
     });
   }
 
-  int64_t scratch_size() const { return odd_lines<T>(p_.region.size) + p_.phases_h * 2 * p_.columns * ldc_ + slack(k_); }
+  int64_t scratch_size() const { return odd_lines<T>(p_.region.size) + p_.phases_h * 2 * p_.tiles_at_once * p_.columns * ldc_ + slack(k_); }
 
   void run(int64_t task, T* scratch) const {
     const Block b = region_.block(task);
     T *region = scratch, *c = scratch + odd_lines<T>(p_.region.size);
     region_.pack(b, 0, region);
-    for (int64_t tile = 0; tile < g_.columns / p_.columns; ++tile)
+    const int64_t tiles = g_.columns / p_.columns;
+    for (int64_t tile = 0; tile < tiles; tile += p_.tiles_at_once) {
+      const int64_t last = std::min(tile + p_.tiles_at_once, tiles), columns = (last - tile) * p_.columns;
       for (const PhaseGroup<T>& group : groups_)
         for (int64_t run = 0; run < (p_.region.flat_depth ? 1 : b.size[0]); ++run) {
-          multiply(b, group, tile, region + run * p_.region.depth_stride, c);
+          multiply(b, group, tile, last, region + run * p_.region.depth_stride, c);
           for (size_t h = 0; h < group.h.size(); ++h)
-            region_.store(b, *group.d, *group.h[h], b.group * g_.columns + tile * p_.columns, p_.columns, run, c + int64_t(h) * 2 * p_.columns * ldc_, ldc_,
-                          p_.columns * ldc_);
+            region_.store(b, *group.d, *group.h[h], b.group * g_.columns + tile * p_.columns, columns, run, c + int64_t(h) * 2 * columns * ldc_, ldc_,
+                          columns * ldc_);
         }
+    }
   }
 
  private:
@@ -193,21 +198,28 @@ class PhasedRun {
       }
   }
 
-  void multiply(const Block& b, const PhaseGroup<T>& group, int64_t tile, const T* region, T* c) const {
+  // c[phase h][phase w][column][position] of column tiles `first` to `last`. Positions outermost: their samples stay in the first-level cache while
+  // panel after panel passes.
+  void multiply(const Block& b, const PhaseGroup<T>& group, int64_t first, int64_t last, const T* region, T* c) const {
     const T* panels = reinterpret_cast<const T*>(panels_->data());
     PhasedTile<T> job;
     job.steps = group.steps.data();
     job.step_count = int64_t(group.steps.size());
     job.channel_stride = p_.region.channel_stride;
     job.ldc = ldc_;
+    job.phase_stride = (last - first) * p_.columns * ldc_;
     for (int64_t channel = 0; channel < g_.channels; channel += chunk_) {
-      job.weights = panels + panel(b.group, tile, group, channel);
       job.channels = std::min(chunk_, g_.channels - channel);
       job.accumulate = channel > 0;
       for_each_tile(k_, p_.vectors, region_.run_length(b), [&](int64_t position, int64_t vectors) {
         job.region = region + channel * p_.region.channel_stride + position;
+        job.weights = panels + panel(b.group, first, group, channel);
         job.c = c + position;
-        k_.phased[p_.phases_h][p_.columns][vectors](job);
+        for (int64_t tile = first; tile < last; ++tile) {
+          k_.phased[p_.phases_h][p_.columns][vectors](job);
+          job.weights += rows_ * g_.channels * p_.columns;
+          job.c += p_.columns * ldc_;
+        }
       });
     }
   }

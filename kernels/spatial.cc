@@ -22,9 +22,6 @@ class SpatialPlan : public Plan {
   }
 };
 
-// Of the second-level cache, for the sums of the column tiles that one pass over the positions serves.
-constexpr double kSumsShare = 0.15;
-
 // The operation as packing and storing see it: several groups as one.
 Gather joined(const Gather& g, int64_t groups) {
   Gather r = with_axes(g, g.axis);
@@ -74,7 +71,7 @@ void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKerne
       p.vectors = vectors;
       p.columns_cut = count;
       const double sums = double(work.row_phases * rows * p.region.run) * sizeof(T);
-      p.tiles_at_once = by_chunk ? count : std::clamp<int64_t>(int64_t(kSumsShare * double(cache_bytes()) / sums), 1, count);
+      p.tiles_at_once = by_chunk ? count : tiles_at_once(sums, count);
     }
   }
   const double spill = double(p.region.size) * sizeof(T) > 0.6 * double(cache_bytes()) ? 1.5 : 1.0;

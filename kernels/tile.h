@@ -53,8 +53,8 @@ static void spatial_tile(const SpatialTile<T>& a) {
   write_tile<T, Rows, Vectors>(acc, a.c, a.ldc, a.accumulate);
 }
 
-template <class T, int RowsH, int RowsW, int PhasesW, int Columns, int Rows, int Vectors>
-static inline __attribute__((always_inline)) const T* phased_step(Vec<T> (&acc)[Rows][Vectors], const T* w, const T* x, int64_t channels,
+template <class T, int RowsH, int RowsW, int PhasesW, int Phases, int Columns, int Vectors>
+static inline __attribute__((always_inline)) const T* phased_step(Vec<T> (&acc)[Phases][Columns][Vectors], const T* w, const T* x, int64_t channels,
                                                                   int64_t channel_stride) {
   for (int64_t i = 0; i < channels; ++i, x += channel_stride, w += RowsH * RowsW * Columns) {
     Vec<T> lane[Vectors];
@@ -65,34 +65,50 @@ static inline __attribute__((always_inline)) const T* phased_step(Vec<T> (&acc)[
     }
 #pragma GCC unroll 2
     for (int h = 0; h < RowsH; ++h)
+#pragma GCC unroll 2
+      for (int f = 0; f < RowsW; ++f)
+#pragma GCC unroll 2
+        for (int m = 0; m < Columns; ++m)
 #pragma GCC unroll 8
-      for (int r = 0; r < RowsW * Columns; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < Vectors; ++v) acc[h * PhasesW * Columns + r][v] += w[h * RowsW * Columns + r] * lane[v];
+          for (int v = 0; v < Vectors; ++v) acc[h * PhasesW + f][m][v] += w[(h * RowsW + f) * Columns + m] * lane[v];
   }
   return w;
+}
+
+template <class T, int PhasesH, int PhasesW, int Phases, int Columns, int Vectors>
+static inline __attribute__((always_inline)) void phased_steps(Vec<T> (&acc)[Phases][Columns][Vectors], const PhasedTile<T>& a, int64_t channels) {
+  const T* w = a.weights;
+  for (int64_t s = 0; s < a.step_count; ++s) {
+    const PhasedStep& step = a.steps[s];
+    const T* x = a.region + step.offset;
+    if (step.rows_h == PhasesH && step.rows_w == PhasesW)
+      w = phased_step<T, PhasesH, PhasesW, PhasesW>(acc, w, x, channels, a.channel_stride);
+    else if (step.rows_h == PhasesH)
+      w = phased_step<T, PhasesH, 1, PhasesW>(acc, w, x, channels, a.channel_stride);
+    else if (step.rows_w == PhasesW)
+      w = phased_step<T, 1, PhasesW, PhasesW>(acc, w, x, channels, a.channel_stride);
+    else
+      w = phased_step<T, 1, 1, PhasesW>(acc, w, x, channels, a.channel_stride);
+  }
 }
 
 // Positions on the lanes, the phases of one or two axes on the rows: one load of a sample serves every phase that it reaches. For few columns.
 //     c[fh][fw][m][p] (+)= sum over steps with rows_h > fh and rows_w > fw, channels i of  weights[step][i][fh][fw][m] * region[offset + i*channel_stride + p]
 template <class T, int PhasesH, int PhasesW, int Columns, int Vectors>
 static void phased_tile(const PhasedTile<T>& a) {
-  constexpr int kRows = PhasesH * PhasesW * Columns;
-  Vec<T> acc[kRows][Vectors] = {};
-  const T* w = a.weights;
-  for (int64_t s = 0; s < a.step_count; ++s) {
-    const PhasedStep& step = a.steps[s];
-    const T* x = a.region + step.offset;
-    if (step.rows_h == PhasesH && step.rows_w == PhasesW)
-      w = phased_step<T, PhasesH, PhasesW, PhasesW, Columns>(acc, w, x, a.channels, a.channel_stride);
-    else if (step.rows_h == PhasesH)
-      w = phased_step<T, PhasesH, 1, PhasesW, Columns>(acc, w, x, a.channels, a.channel_stride);
-    else if (step.rows_w == PhasesW)
-      w = phased_step<T, 1, PhasesW, PhasesW, Columns>(acc, w, x, a.channels, a.channel_stride);
-    else
-      w = phased_step<T, 1, 1, PhasesW, Columns>(acc, w, x, a.channels, a.channel_stride);
-  }
-  write_tile<T, kRows, Vectors>(acc, a.c, a.ldc, a.accumulate);
+  Vec<T> acc[PhasesH * PhasesW][Columns][Vectors] = {};
+  if (a.channels == 1)
+    phased_steps<T, PhasesH, PhasesW>(acc, a, 1);
+  else
+    phased_steps<T, PhasesH, PhasesW>(acc, a, a.channels);
+  T* c = a.c;
+  const int64_t ldc = a.ldc, phase_stride = a.phase_stride;
+  if (a.accumulate)
+#pragma GCC unroll 4
+    for (int f = 0; f < PhasesH * PhasesW; ++f, c += phase_stride) write_tile<T, Columns, Vectors, true>(acc[f], c, ldc);
+  else
+#pragma GCC unroll 4
+    for (int f = 0; f < PhasesH * PhasesW; ++f, c += phase_stride) write_tile<T, Columns, Vectors, false>(acc[f], c, ldc);
 }
 
 // Channels on the lanes, any set of rows:  c[r][m] (+)= sum over segments t, steps i of  rows[t][r][i*row_step] * lanes[lane_offset[t] + i*lane_step + m]

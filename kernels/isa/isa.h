@@ -41,7 +41,7 @@ struct PhasedTile {
   const PhasedStep* steps;
   int64_t step_count, channels, channel_stride;
   T* c;  // [phase h][phase w][column][position]
-  int64_t ldc;
+  int64_t ldc, phase_stride;
   bool accumulate;
 };
 
