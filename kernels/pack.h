@@ -467,6 +467,27 @@ static void store_positions(const PositionStore<T>& a) {
   }
 }
 
+// dst[j*ld + i] = src[i*channel_stride + j] for `rows` rows i and a whole vector of columns j. `spills`: what follows a column's rows may be
+// overwritten, by elements that the next column or block brings anew; a whole store takes the place of up to three.
+template <class T>
+static inline void turn_block(T* dst, int64_t ld, const T* src, int64_t channel_stride, int64_t rows, bool spills) {
+  Vec<T> block[kLanes<T>];
+  const bool whole = rows == kLanes<T>;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i) {
+    __builtin_prefetch(src + i * channel_stride + kAhead * kLanes<T>);
+    block[i] = whole || i < rows ? load<T>(src + i * channel_stride) : Vec<T>{};
+  }
+  transpose<T>(block);
+  if (whole || spills) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kLanes<T>; ++j) store<T>(dst + j * ld, block[j]);
+  } else {
+#pragma GCC unroll 16
+    for (int j = 0; j < kLanes<T>; ++j) store_first<T>(dst + j * ld, block[j], rows);
+  }
+}
+
 // dst[p][i] = src[i*channel_stride + p*pos_stride]
 template <class T>
 static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_stride, int64_t channels, int64_t pos_stride, int64_t positions, DType dtype) {
@@ -480,8 +501,11 @@ static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_
           int64_t i = 0;
           for (; channels - i >= kFewRows; i += kLanes<T>) {
             const int64_t rows = channels - i < kLanes<T> ? channels - i : kLanes<T>;
-            transpose_block<T>(static_cast<const T*>(src) + i * channel_stride + p, channel_stride, rows, n, rows, kAhead * kLanes<T>,
-                               [&](int j) { return dst + (p + j) * ld + i; });
+            const T* const from = static_cast<const T*>(src) + i * channel_stride + p;
+            if (n == kLanes<T>)
+              turn_block<T>(dst + p * ld + i, ld, from, channel_stride, rows, ld == rows && 2 * ld >= kLanes<T> && p + kLanes<T> < positions);
+            else
+              transpose_block<T>(from, channel_stride, rows, n, rows, 0, [&](int j) { return dst + (p + j) * ld + i; });
           }
           for (; i < channels; ++i) load_run_of<T, S>(dst + p * ld + i, ld, static_cast<const T*>(src) + i * channel_stride + p, 1, n);
         }

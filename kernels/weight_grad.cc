@@ -18,6 +18,10 @@ constexpr int64_t kChain = 1024;  // terms added in one chain of multiply-adds
 // Packed bytes of a block, by the shape alone since they fix the order of additions. Sums that outgrow the second-level cache are read and written
 // anew for each block, so then blocks are larger: 3dgan_l2, whose sums take 33 MB, 55 to 45 ms.
 constexpr int64_t kBlockBytes = int64_t(1) << 20, kLargeBlockBytes = int64_t(8) << 20, kLargeSumsBytes = int64_t(4) << 20;
+// Twice the bytes cost 5 % of the products (in the mean of 31 layers), and where there are few of them save up to a third: mednext_k3_dw512 3.0 to 2.4 ms,
+// mednext_k5_dw64 22 to 17, page_example_1 0.48 to 0.37.
+constexpr int64_t kMostBlockBytes = int64_t(4) << 20;
+constexpr double kLargerBlock = 0.05;
 
 // Threads that take a strand each meet once; those that share a block meet three times in it, and read what another core packed: gcnet_deconv5, 450
 // blocks, took 67 to 126 ms on two threads and now 35. The sums of all strands fit so many bytes.
@@ -82,6 +86,7 @@ class WeightGrad {
     // One channel in and out per group: the groups themselves go on the lanes of both operands, the taps along w on the rows. Tap by tap, each pass
     // read both operands from the second-level cache: mednext_k5_dw64 35 ms on one core, 28 with the taps together.
     depthwise_ = p.groups > 1 && in == 1 && out == 1;
+    merges_ = merges;
     row_taps_ = merges || (depthwise_ && p.axis[2].kernel <= kMaxLaneTaps) ? p.axis[2].kernel : 1;
     if (depthwise_)
       for (layout_.vectors = kMaxLaneVectors; !k_.lane_product[row_taps_][layout_.vectors];) --layout_.vectors;
@@ -95,6 +100,7 @@ class WeightGrad {
     outer_groups_ = depthwise_ ? 1 : p.groups;
     padded_lanes_ = ceil_div(lane_channels_, k_.lanes) * k_.lanes;
     cut_blocks();
+    blocks_ = blocks();
   }
 
   void run() {
@@ -181,25 +187,37 @@ class WeightGrad {
     return best;
   }
 
-  // The layout with the fewest cycles for products and packing. The rows are read where they are if nothing is to be widened.
-  Layout best_layout(const View& x, const View& gy) const {
-    double outputs = 1;  // for an input position
-    for (const Axis& a : p_.axis) outputs *= double(a.output) / double(std::max<int64_t>(1, a.input));
+  // The layout with the fewest cycles for products and packing, each in its own blocks. The rows are read where they are if nothing is to be widened.
+  Layout best_layout(const View& x, const View& gy) {
     Layout best;
     double least = std::numeric_limits<double>::infinity();
     for (bool lanes_are_input : {false, true})
       for (bool in_place : {false, true}) {
         if (in_place && (lanes_are_input ? gy : x).element_size() != int64_t(sizeof(T))) continue;
-        const Layout l = layout(lanes_are_input, in_place);
-        const double packed =
-            (in_place && !lanes_are_input ? 0 : double(p_.in_channels)) + (in_place && lanes_are_input ? 0 : double(p_.out_channels) * outputs);
-        const double cycles = double(taps_ * p_.groups) * l.cycles + kPackedSample * packed;
-        if (cycles < least) best = l, least = cycles;
+        layout_ = layout(lanes_are_input, in_place);
+        const double cycles = cut_blocks();
+        if (cycles < least) best = layout_, least = cycles;
       }
     return best;
   }
 
   int64_t slack() const { return kVectors * k_.lanes; }
+
+  // Channels of one operand in a packed panel: those of a tile, so that its steps lie side by side. Where a step was a whole position, a power of
+  // two apart, its lines shared four of the first-level cache's sets and each fourth step was on a new page.
+  struct PanelShape {
+    int64_t channels, width;  // of a group, and of a panel
+
+    int64_t panels() const { return ceil_div(channels, width); }
+  };
+
+  PanelShape panel_shape(bool input) const {
+    if (depthwise_ || input == layout_.lanes_are_input) {
+      const int64_t channels = depthwise_ ? p_.groups : lanes_.channels;
+      return {channels, std::min(layout_.vectors * k_.lanes, channels)};
+    }
+    return {rows_.channels, merges_ ? rows_.channels : std::min(layout_.rows, rows_.channels)};
+  }
 
   // Lines of input, or of the grad_output that a block of so many input lines touches.
   Lines lines(const Block& b, bool input) const {
@@ -214,27 +232,62 @@ class WeightGrad {
     return {rd[0], rh[0], rd[1], rh[1], w.output};
   }
 
-  int64_t capacity(bool input) const {
+  // Positions of one operand in the largest block.
+  int64_t most_positions(bool input) const {
     const auto most = [&](size_t a, int64_t size) {
       const Axis& axis = p_.axis[a];
       return input ? std::min(size, axis.input) : std::min(axis.output, (size - 1) * axis.stride + (axis.kernel - 1) * axis.dilation + 1);
     };
-    const int64_t channels = input ? p_.in_channels : p_.out_channels, width = input ? p_.axis[2].input : p_.axis[2].output;
-    return block_[0] * most(0, block_[1]) * most(1, block_[2]) * width * channels;
+    return block_[0] * most(0, block_[1]) * most(1, block_[2]) * (input ? p_.axis[2].input : p_.axis[2].output);
+  }
+
+  int64_t capacity(bool input) const {
+    const PanelShape panel = panel_shape(input);
+    return most_positions(input) * outer_groups_ * panel.panels() * panel.width;
   }
 
   // Without padding, which depends on the instruction set.
-  int64_t sums_bytes() const { return std::max<int64_t>(1, taps_ * p_.groups * rows_.channels * lanes_.channels * int64_t(sizeof(T))); }
+  int64_t sums_bytes() const { return std::max<int64_t>(1, taps_ * p_.in_channels * (p_.out_channels / p_.groups) * int64_t(sizeof(T))); }
 
-  bool fits(int64_t bytes) const { return (capacity(true) + capacity(false)) * int64_t(sizeof(T)) <= bytes; }
+  bool fits(int64_t bytes) const { return (most_positions(true) * p_.in_channels + most_positions(false) * p_.out_channels) * int64_t(sizeof(T)) <= bytes; }
 
-  // Cuts the positions into blocks.
-  void cut_blocks() {
+  // Cuts the positions into blocks: of a megabyte, or larger ones where what they save in halo, packed again for each block, is more than what they
+  // lose beyond the second-level cache.
+  // Returns the cycles of products and packing.
+  double cut_blocks() {
     extent_ = {p_.batch, p_.axis[0].input, p_.axis[1].input};
     for (size_t a = 0; a < 3; ++a) block_[a] = std::max<int64_t>(1, extent_[a]);
-    if (sums_bytes() < kPartSumsBytes || !fits(kLargeBlockBytes)) grow_block(sums_bytes() > kLargeSumsBytes ? kLargeBlockBytes : kBlockBytes);
-    blocks_ = 1;
-    for (size_t a = 0; a < 3; ++a) blocks_ *= ceil_div(extent_[a], block_[a]);
+    if (sums_bytes() >= kPartSumsBytes && fits(kLargeBlockBytes)) return product_cycles() + kPackedSample * packed_samples();
+    const bool large = sums_bytes() > kLargeSumsBytes;
+    std::array<int64_t, 3> best{};
+    double least = std::numeric_limits<double>::infinity(), spill = 1;
+    for (int64_t bytes = large ? kLargeBlockBytes : kBlockBytes; bytes <= (large ? kLargeBlockBytes : kMostBlockBytes); bytes *= 2, spill += kLargerBlock) {
+      grow_block(bytes);
+      const double cycles = spill * product_cycles() + kPackedSample * packed_samples();
+      if (cycles < least) best = block_, least = cycles;
+    }
+    block_ = best;
+    return least;
+  }
+
+  // Of all positions and taps.
+  double product_cycles() const {
+    const double positions = double(extent_[0] * extent_[1] * extent_[2] * p_.axis[2].input);
+    return positions * double(taps_) * (depthwise_ ? double(padded_lanes_ / k_.lanes) : double(p_.groups) * layout_.cycles);
+  }
+
+  // Elements packed for all blocks, halo included.
+  double packed_samples() const {
+    double samples = 0;
+    for (bool input : {true, false})
+      if (is_packed(input)) samples += double(most_positions(input)) * double(input ? p_.in_channels : p_.out_channels);
+    return double(blocks()) * samples;
+  }
+
+  int64_t blocks() const {
+    int64_t blocks = 1;
+    for (size_t a = 0; a < 3; ++a) blocks *= ceil_div(extent_[a], block_[a]);
+    return blocks;
   }
 
   void grow_block(int64_t most) {
@@ -270,16 +323,23 @@ class WeightGrad {
   void pack(const Strand<T>& s, const Block& b, bool input) const {
     const Lines l = lines(b, input);
     const View& v = *(input == layout_.lanes_are_input ? lanes_ : rows_).view;
-    const int64_t channels = input ? p_.in_channels : p_.out_channels;
+    const PanelShape panel = panel_shape(input);
+    const int64_t positions = b.size[0] * l.depth * l.rows * l.width, panels = panel.panels();
     T* const to = input ? s.input : s.grad;
     const int64_t at_once = rows_at_once(v, l.width, l.rows), pieces = ceil_div(l.rows, at_once);
     parallel_for(
         b.size[0] * l.depth * pieces, s.options.threads,
         [&](int64_t task, int) {
           const int64_t row = task % pieces * at_once, plane = task / pieces, d = l.from_d + plane % l.depth, image = b.from[0] + plane / l.depth;
-          k_.pack_positions(to + (plane * l.rows + row) * l.width * channels, channels,
-                            v.at(image * v.stride[0] + d * v.stride[2] + (l.from_h + row) * v.stride[3]), v.stride[1], channels, v.stride[4],
-                            std::min(at_once, l.rows - row) * l.width, v.dtype);
+          const int64_t origin = image * v.stride[0] + d * v.stride[2] + (l.from_h + row) * v.stride[3];
+          const int64_t first = (plane * l.rows + row) * l.width, n = std::min(at_once, l.rows - row) * l.width;
+          for (int64_t i = 0; i < outer_groups_ * panels; ++i) {
+            const int64_t from = i % panels * panel.width, channels = std::min(panel.width, panel.channels - from);
+            T* const at = to + (i * positions + first) * panel.width;
+            if (channels < panel.width) std::memset(static_cast<void*>(at), 0, size_t(n * panel.width) * sizeof(T));
+            k_.pack_positions(at, panel.width, v.at(origin + (i / panels * panel.channels + from) * v.stride[1]), v.stride[1], channels, v.stride[4], n,
+                              v.dtype);
+          }
         },
         s.options.stop);
   }
@@ -361,28 +421,32 @@ class WeightGrad {
 
   // One operand in a block, packed or where it is: elements from sample to sample along each axis and channel.
   struct Lattice {
-    const T* first;  // image, d and h where the block starts
-    int64_t from_d, from_h, image, depth, row, step, channel;
+    const T* first;                                         // image, d and h where the block starts
+    int64_t from_d, from_h, image, depth, row, step, tile;  // tile: from those channels of one tile of rows to the next one's
 
     int64_t offset(int64_t n, int64_t d, int64_t h) const { return n * image + (d - from_d) * depth + (h - from_h) * row; }
   };
 
-  Lattice lattice(const Strand<T>& s, const Block& b, bool input) const {
+  // From channel `channel` of `group` on.
+  Lattice lattice(const Strand<T>& s, const Block& b, bool input, int64_t group = 0, int64_t channel = 0) const {
     const Lines l = lines(b, input);
     if (is_packed(input)) {
-      const int64_t step = input ? p_.in_channels : p_.out_channels, row = l.width * step;
-      return {input ? s.input : s.grad, l.from_d, l.from_h, l.depth * l.rows * row, l.rows * row, row, step, 1};
+      const PanelShape panel = panel_shape(input);
+      const int64_t step = panel.width, row = l.width * step, image = l.depth * l.rows * row, size = b.size[0] * image;
+      const T* const first = (input ? s.input : s.grad) + (group * panel.panels() + channel / panel.width) * size;
+      return {first, l.from_d, l.from_h, image, l.rows * row, row, step, merges_ ? layout_.rows : size};
     }
     const View& v = *rows_.view;
-    const auto* first = static_cast<const T*>(v.at(b.from[0] * v.stride[0] + l.from_d * v.stride[2] + l.from_h * v.stride[3]));
-    return {first, l.from_d, l.from_h, v.stride[0], v.stride[2], v.stride[3], v.stride[4], v.stride[1]};
+    const int64_t origin = b.from[0] * v.stride[0] + l.from_d * v.stride[2] + l.from_h * v.stride[3];
+    const auto* first = static_cast<const T*>(v.at(origin + (group * rows_.channels + channel) * v.stride[1]));
+    return {first, l.from_d, l.from_h, v.stride[0], v.stride[2], v.stride[3], v.stride[4], layout_.rows * v.stride[1]};
   }
 
   // One operand of a product: lines of steps `step` elements apart.
   struct Operand {
     const T* first;
     const int64_t* lines;  // from `first`
-    int64_t step;
+    int64_t step, tile;    // `tile`: as in Lattice
   };
 
   // Where products go: rows of so many vectors, `stride` apart. `set`: the first of all.
@@ -399,11 +463,11 @@ class WeightGrad {
     const int64_t lane = lane_tile * layout_.vectors * k_.lanes, vectors = std::min(layout_.vectors, (s.part.lanes - lane) / k_.lanes);
     const int64_t first = ((m.kd * ah.kernel + m.kh) * aw.kernel + kw) * s.part.groups + group - s.part.group;
     const Target to{s.sums + first * s.part.rows * s.part.lanes + lane, s.part.lanes, rows, vectors, set};
-    const int64_t first_in = group * (p_.in_channels / p_.groups) + (layout_.lanes_are_input || depthwise_ ? s.part.lane + lane : s.part.row);
-    const int64_t first_out = group * (p_.out_channels / p_.groups) + (layout_.lanes_are_input && !depthwise_ ? s.part.row : s.part.lane + lane);
-    const Lattice in = lattice(s, b, true), grad = lattice(s, b, false);
-    Operand x{in.first + begin * in.step + first_in * in.channel, m.input.data(), in.step};
-    Operand gy{grad.first + (begin * aw.stride + kw * aw.dilation - aw.crop) * grad.step + first_out * grad.channel, m.grad.data(), grad.step * aw.stride};
+    const bool input_on_lanes = layout_.lanes_are_input || depthwise_, grad_on_lanes = !layout_.lanes_are_input || depthwise_;
+    const Lattice in = lattice(s, b, true, group, input_on_lanes ? s.part.lane + lane : s.part.row);
+    const Lattice grad = lattice(s, b, false, group, grad_on_lanes ? s.part.lane + lane : s.part.row);
+    Operand x{in.first + begin * in.step, m.input.data(), in.step, in.tile};
+    Operand gy{grad.first + (begin * aw.stride + kw * aw.dilation - aw.crop) * grad.step, m.grad.data(), grad.step * aw.stride, grad.tile};
     int64_t count = begin < end ? int64_t(m.input.size()) : 0, steps = end - begin;
     if (steps == 1 && m.even) {  // the images of 1x1x1 inputs: their lines are the steps of one
       steps = count;
@@ -435,7 +499,7 @@ class WeightGrad {
   void multiply_lanes(const Operand& x, const Operand& gy, int64_t count, int64_t steps, const Target& to) const {
     for_each_slice(count, steps, to.set, [&](int64_t line, int64_t lines, int64_t step, int64_t n, bool accumulate) {
       k_.lane_product[to.rows][to.vectors]({x.first + step * x.step, gy.first + step * gy.step, x.lines + line, gy.lines + line, lines, n, x.step, gy.step,
-                                            p_.axis[2].dilation * p_.out_channels, to.sums, to.stride, accumulate});
+                                            p_.axis[2].dilation * panel_shape(false).width, to.sums, to.stride, accumulate});
     });
   }
 
@@ -446,22 +510,22 @@ class WeightGrad {
       return;
     }
     if (layout_.in_place) m.pointers.resize(size_t(count * layout_.rows));
-    for (int64_t first = 0; first < to.rows; first += layout_.rows) {
-      const int64_t rows = std::min(layout_.rows, to.rows - first);
-      T* const sums = to.sums + first * to.stride;
-      for_each_slice(count, steps, to.set, [&](int64_t line, int64_t lines, int64_t step, int64_t n, bool accumulate) {
-        const T* const lanes_from = lane.first + step * lane.step;
+    // Slices outermost: that of the lanes stays in the first-level cache while the rows pass.
+    for_each_slice(count, steps, to.set, [&](int64_t line, int64_t lines, int64_t step, int64_t n, bool accumulate) {
+      const T *const lanes_from = lane.first + step * lane.step, *rows_from = row.first + step * row.step;
+      for (int64_t first = 0; first < to.rows; first += layout_.rows, rows_from += row.tile) {
+        const int64_t rows = std::min(layout_.rows, to.rows - first);
+        T* const sums = to.sums + first * to.stride;
         if (!layout_.in_place) {
-          k_.spatial[to.vectors][rows]({row.first + first + step * row.step, row.lines + line, row.step, lanes_from, lane.lines + line, lines, n, lane.step,
-                                        sums, to.stride, accumulate});
-          return;
+          k_.spatial[to.vectors][rows](
+              {rows_from, row.lines + line, row.step, lanes_from, lane.lines + line, lines, n, lane.step, sums, to.stride, accumulate});
+          continue;
         }
-        const T* const rows_from = row.first + first * rows_.view->stride[1] + step * row.step;
         for (int64_t l = 0; l < lines; ++l)
           for (int64_t r = 0; r < rows; ++r) m.pointers[size_t(l * rows + r)] = rows_from + row.lines[line + l] + r * rows_.view->stride[1];
         k_.pointer[to.vectors][rows]({m.pointers.data(), lanes_from, lane.lines + line, lines, n, row.step, lane.step, sums, to.stride, accumulate});
-      });
-    }
+      }
+    });
   }
 
   // Sums of a part -> gw (in, out per group, kd, kh, kw). Where the kernel's elements are contiguous, lanes and taps change places block by block:
@@ -495,7 +559,7 @@ class WeightGrad {
   const View& gw_;
   Side rows_, lanes_;
   Layout layout_;
-  bool depthwise_;
+  bool depthwise_, merges_;
   int64_t row_taps_ = 1;  // taps along w that share a tile
   int64_t padded_lanes_, lane_channels_, outer_groups_, taps_;
   std::array<int64_t, 3> extent_, block_;
