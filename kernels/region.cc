@@ -72,10 +72,16 @@ void lay_out(RegionPlan& p, const Gather& g, const TileKernels<T>& k) {
   }
   p.pitch = p.packing[2].longest(p.block[2]);
   const int64_t depth = p.packing[0].length(p.block[0]), plane = p.packing[1].length(p.block[1]) * p.pitch;
+  p.row_stride = p.pitch;
   if (p.flat_depth) {
     p.depth_stride = plane;
     p.channel_stride = odd_lines<T>(depth * plane);
     p.segment_stride = p.channels * p.channel_stride;
+  } else if (p.rows_apart) {
+    p.channel_stride = p.pitch;
+    p.row_stride = odd_lines<T>(p.channels * p.pitch);
+    p.depth_stride = p.packing[1].length(p.block[1]) * p.row_stride;
+    p.segment_stride = depth * p.depth_stride;
   } else {
     p.channel_stride = odd_lines<T>(plane);
     p.depth_stride = p.channels * p.channel_stride;
@@ -110,7 +116,7 @@ int64_t Region<T>::tap_offset(const Tap& d, const Tap& h, const Tap& w) const {
     return start + at;
   };
   const auto [segment, at] = p_.packing[2].place(w);
-  return segment * p_.segment_stride + place(0, d) * p_.depth_stride + place(1, h) * p_.pitch + at;
+  return segment * p_.segment_stride + place(0, d) * p_.depth_stride + place(1, h) * p_.row_stride + at;
 }
 
 template <class T>
@@ -150,7 +156,7 @@ void Region<T>::pack_channels_last(const Block& b, int64_t channel, T* region) c
       for_each_segment(1, b, [&](int64_t, int64_t row_start, int64_t, const Inside& h) {
         for (int64_t t = d.begin; t < d.end; ++t)
           for (int64_t r = h.begin; r < h.end; ++r) {
-            T* const to = region + segment * p_.segment_stride + (depth_start + t) * p_.depth_stride + (row_start + r) * p_.pitch + w.begin;
+            T* const to = region + segment * p_.segment_stride + (depth_start + t) * p_.depth_stride + (row_start + r) * p_.row_stride + w.begin;
             const int64_t from = (d.source + (t - d.begin) * g_.axis[0].source_step) * source.stride[2] +
                                  (h.source + (r - h.begin) * g_.axis[1].source_step) * source.stride[3] + w.source * source.stride[4];
             k_.pack_positions(to, p_.channel_stride, source.at(origin + from), g_.axis[2].source_step * source.stride[4], w.end - w.begin, 1, channels,
@@ -161,17 +167,26 @@ void Region<T>::pack_channels_last(const Block& b, int64_t channel, T* region) c
   });
 }
 
+template <class T>
+void Region<T>::clear_rows(T* to, int64_t rows) const {
+  if (p_.row_stride == p_.pitch) {
+    std::memset(static_cast<void*>(to), 0, size_t(rows * p_.pitch) * sizeof(T));
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r) std::memset(static_cast<void*>(to + r * p_.row_stride), 0, size_t(p_.pitch) * sizeof(T));
+}
+
 // Rows of one channel, plane and phase along w, between rows and columns of zeros.
 template <class T>
 void Region<T>::pack_plane(T* to, bool outside, int64_t rows, const Inside& h, const Inside& w, const void* from) const {
   const View& source = g_.source;
   const int64_t n = w.end - w.begin, above = outside || n == 0 || h.begin == h.end ? rows : h.begin;
-  if (above > 0) std::memset(to, 0, size_t(above * p_.pitch) * sizeof(T));
+  if (above > 0) clear_rows(to, above);
   if (above == rows) return;
-  k_.load_rows({to + above * p_.pitch, p_.pitch, w.begin, p_.pitch - w.end, from, g_.axis[1].source_step * source.stride[3],
+  k_.load_rows({to + above * p_.row_stride, p_.row_stride, w.begin, p_.pitch - w.end, from, g_.axis[1].source_step * source.stride[3],
                 g_.axis[2].source_step * source.stride[4], h.end - h.begin, n, source.stride[1], source_.begin, source_.end},
                source.dtype);
-  if (h.end < rows) std::memset(to + h.end * p_.pitch, 0, size_t((rows - h.end) * p_.pitch) * sizeof(T));
+  if (h.end < rows) clear_rows(to + h.end * p_.row_stride, rows - h.end);
 }
 
 template <class T>
@@ -189,7 +204,7 @@ void Region<T>::pack(const Block& b, int64_t channel, T* region) const {
       for (int64_t t = 0; t < depth; ++t) {
         const int64_t plane = (d.source + (t - d.begin) * g_.axis[0].source_step) * source.stride[2] + h.source * source.stride[3];
         for (int64_t c = 0; c < channels; ++c) {
-          T* to = region + (depth_start + t) * p_.depth_stride + c * p_.channel_stride + row_start * p_.pitch;
+          T* to = region + (depth_start + t) * p_.depth_stride + c * p_.channel_stride + row_start * p_.row_stride;
           for (const Inside& w : phases) {
             pack_plane(to, t < d.begin || t >= d.end, rows, h, w, source.at(origin + c * source.stride[1] + plane + w.source * source.stride[4]));
             to += p_.segment_stride;

@@ -3,6 +3,7 @@
 // positions on the vector lanes.
 //
 //     region = [w segment][d][channel][h][pitch]        or, planes flat, [w segment][channel][d][h][pitch]
+//                                                       or, for tiles along one row, [w segment][d][h][channel][pitch]
 //
 // Positions of several rows (and flat planes) form one run over the region, halo included, so that short rows still fill the lanes; the lanes
 // over the halo compute nothing that is stored.
@@ -20,8 +21,9 @@ struct RegionPlan {
   std::array<AxisPacking, 3> packing;
   bool taps_apart = false;  // a copy of the rows for each distinct tap along w, so that runs have no halo there
   bool flat_depth = false;  // planes of the block lie one behind the other for each channel: one run over all of them
+  bool rows_apart = false;  // the channels of a row lie one behind the other: no run over several rows, but a tile's samples are one stream
   int64_t channels = 0;     // packed at once
-  int64_t pitch = 0, depth_stride = 0, channel_stride = 0, segment_stride = 0, size = 0;
+  int64_t pitch = 0, row_stride = 0, depth_stride = 0, channel_stride = 0, segment_stride = 0, size = 0;
   int64_t run = 0;  // positions of one run
 
   int64_t runs() const { return flat_depth ? 1 : block[0]; }
@@ -111,6 +113,7 @@ class Region {
                   int64_t phase_stride) const;
   void store_positions(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
                        int64_t phase_stride) const;
+  void clear_rows(T* to, int64_t rows) const;
   void pack_plane(T* to, bool outside, int64_t rows, const Inside& h, const Inside& w, const void* from) const;
   void pack_channels_last(const Block& b, int64_t channel, T* region) const;
   int64_t packed_channels(int64_t channel) const { return std::min(p_.channels, g_.channels - channel); }

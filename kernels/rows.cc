@@ -14,6 +14,8 @@ class RowsPlan : public Plan {
   RegionPlan region;
   int64_t vectors = 1, columns_cut = 1;
 
+  RowsPlan() { region.rows_apart = true; }
+
   void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
   std::string describe() const override {
     return "direct, channels on the lanes, positions of a row on the rows: " + region.describe() + "; " + by({columns_cut}) + " column tiles of " +
@@ -21,7 +23,7 @@ class RowsPlan : public Plan {
   }
 };
 
-constexpr double kRowsFactor = 1.08;   // against lanes over positions on layers where both fit: more panels pass through the second-level cache
+constexpr double kTapStart = 6;        // a tap of a tile: its two offsets. With 1 or 3 channels to a tap this family took 1.2 to 1.5 times as long without
 constexpr double kPanelTraffic = 1.5;  // bytes from the second-level cache for each of a panel: the samples of short rows come from there as well
 
 struct TapRange {
@@ -81,7 +83,7 @@ void price(RowsPlan<T>& p, const Gather& g, const Work& work, const Sums& n, con
     const double spilled = kept > kFirstLevelBytes ? kSpilledVector : 0;
     double steps = 0, calls = 0;
     for_each_piece(p.region.block[2], most, [&](int64_t, int64_t rows) {
-      steps += step_cycles(rows, vectors, 1, kPanelTraffic * k.lanes * int64_t(sizeof(T)));
+      steps += step_cycles(rows, vectors, 1, kPanelTraffic * k.lanes * int64_t(sizeof(T))) + kTapStart * chunks / double(g.channels);
       calls += kTileCall + double(rows * vectors) * (1 + spilled);
     });
     const double cycles =
@@ -95,8 +97,8 @@ void price(RowsPlan<T>& p, const Gather& g, const Work& work, const Sums& n, con
   const int64_t tasks = p.region.tasks(g);
   const double transposed = rows_of_tiles * double(g.columns) * (kPackedElement * double(p.region.block[2]) + kRowCall / double(k.lanes));
   const double panels = panel_cycles(double(p.columns_cut * p.vectors * k.lanes * g.channels * work.taps) * sizeof(T));
-  p.cycles = kRowsFactor * parallel_cycles(double(g.batch * g.groups) * (best + transposed) + double(tasks) * (panels + transfer_cycles(g, work, p.region)),
-                                           tasks, context.threads);
+  p.cycles = parallel_cycles(double(g.batch * g.groups) * (best + transposed) + double(tasks) * (panels + transfer_cycles(g, work, p.region)), tasks,
+                             context.threads);
 }
 
 template <class T>
@@ -168,7 +170,7 @@ class RowsRun {
         }
         job.tap_offset = offsets->data();
         job.weight_offset = offsets->data() + job.taps;
-        const T* const from = region + depth * p_.region.depth_stride + row * p_.region.pitch;
+        const T* const from = region + depth * p_.region.depth_stride + row * p_.region.row_stride;
         for_each_piece(b.size[2], most, [&](int64_t position, int64_t rows) {
           job.weights = from + position;
           job.c = c + ((depth * p_.region.block[1] + row) * p_.region.block[2] + position) * tile.width;
