@@ -115,8 +115,7 @@ class ChannelsRun {
     const PanelSet& set = panels_.sets()[task.set];
     const ColumnTile& tile = set.tiles[task.tile];
     const std::array<int64_t, 3> extent = set_positions(set.phases);
-    std::vector<Place> places(size_t(task.end - task.begin));
-    for (int64_t p = task.begin; p < task.end; ++p) places[size_t(p - task.begin)] = place(p, extent);
+    const std::vector<Place> places = places_of(task, extent);
     const int64_t tile_rows = shapes_[task.set].rows;
     std::vector<const T*> pointers(size_t(set.phases.taps * tile_rows));
     std::vector<int64_t> lane_offset(size_t(set.phases.taps));
@@ -150,10 +149,23 @@ class ChannelsRun {
     int64_t group, begin, end;
   };
 
-  // The image runs fastest, so that a tile of a large batch holds one place and leaves out the taps that miss it.
-  Place place(int64_t p, const std::array<int64_t, 3>& extent) const {
-    const int64_t image = p % g_.batch, q = p / g_.batch;
-    return {image, q / (extent[1] * extent[2]), q / extent[2] % extent[1], q % extent[2]};
+  // The image runs fastest, so that a tile of a large batch holds one place and leaves out the taps that miss it. Counted on from the first: four
+  // divisions for each position of each column tile were a tenth of nnunet_320_320_4.
+  std::vector<Place> places_of(const Task& task, const std::array<int64_t, 3>& extent) const {
+    std::vector<Place> places(size_t(task.end - task.begin));
+    const int64_t q = task.begin / g_.batch;
+    Place at{task.begin % g_.batch, q / (extent[1] * extent[2]), q / extent[2] % extent[1], q % extent[2]};
+    for (Place& place : places) {
+      place = at;
+      if (++at[0] < g_.batch) continue;
+      at[0] = 0;
+      if (++at[3] < extent[2]) continue;
+      at[3] = 0;
+      if (++at[2] < extent[1]) continue;
+      at[2] = 0;
+      ++at[1];
+    }
+    return places;
   }
 
   // Source rows of `rows` positions for one tap; false where none of them exists.

@@ -97,8 +97,8 @@ void price(RowsPlan<T>& p, const Gather& g, const Work& work, const Sums& n, con
   const int64_t tasks = p.region.tasks(g);
   const double transposed = rows_of_tiles * double(g.columns) * (kPackedElement * double(p.region.block[2]) + kRowCall / double(k.lanes));
   const double panels = panel_cycles(double(p.columns_cut * p.vectors * k.lanes * g.channels * work.taps) * sizeof(T));
-  p.cycles = parallel_cycles(double(g.batch * g.groups) * (best + transposed) + double(tasks) * (panels + transfer_cycles(g, work, p.region)), tasks,
-                             context.threads);
+  p.cycles =
+      parallel_cycles(double(g.batch * g.groups) * (best + transposed) + double(tasks) * (panels + transfer_cycles(g, work, p.region)), tasks, context.threads);
 }
 
 template <class T>

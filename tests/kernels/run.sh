@@ -25,7 +25,7 @@ else
     aarch64*) isas+=(neon) ;;
   esac
 fi
-declare -A isa_flags=([base]="" [neon]="" [avx2]="-mavx2 -mfma" [avx512]="-mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma")
+declare -A isa_flags=([base]="" [neon]="" [avx2]="-mavx2 -mfma -mf16c" [avx512]="-mavx512f -mavx512vl -mavx512bw -mavx512dq -mfma -mf16c")
 for isa in "${isas[@]}"; do
   # shellcheck disable=SC2086
   "$compiler" "${flags[@]}" "${tile_flags[@]}" ${isa_flags[$isa]} -c "kernels/isa/$isa.cc" -o "$work/isa_$isa.o"
