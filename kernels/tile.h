@@ -31,13 +31,12 @@ static inline void write_tile(Vec<T> (&acc)[Rows][Vectors], T* c, int64_t ldc, b
 // Positions on the lanes:  c[r][p] (+)= sum over taps t, channels i of  weights[t][i][r] * region[tap_offset[t] + i*channel_stride + p]
 // The weight gradient runs it with positions as the `channels` of the reduction and channels on the lanes.
 template <class T, int Rows, int Vectors>
-static void spatial_tile(const SpatialTile<T>& a) {
-  Vec<T> acc[Rows][Vectors] = {};
+static inline __attribute__((always_inline)) void spatial_steps(Vec<T> (&acc)[Rows][Vectors], const SpatialTile<T>& a, int64_t channels) {
   const T* w = a.weights;
   for (int64_t t = 0; t < a.taps; ++t) {
     const T* x = a.region + a.tap_offset[t];
     if (a.weight_offset) w = a.weights + a.weight_offset[t];
-    for (int64_t i = 0; i < a.channels; ++i, x += a.channel_stride, w += a.weight_step) {
+    for (int64_t i = 0; i < channels; ++i, x += a.channel_stride, w += a.weight_step) {
       Vec<T> lane[Vectors];
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {
@@ -50,6 +49,15 @@ static void spatial_tile(const SpatialTile<T>& a) {
         for (int v = 0; v < Vectors; ++v) acc[r][v] += w[r] * lane[v];
     }
   }
+}
+template <class T, int Rows, int Vectors>
+static void spatial_tile(const SpatialTile<T>& a) {
+  Vec<T> acc[Rows][Vectors] = {};
+  // Depthwise layers: a tap is one step, and a loop around it took as long.
+  if (Rows == 1 && a.channels == 1)
+    spatial_steps<T>(acc, a, 1);
+  else
+    spatial_steps<T>(acc, a, a.channels);
   write_tile<T, Rows, Vectors>(acc, a.c, a.ldc, a.accumulate);
 }
 

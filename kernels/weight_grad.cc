@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Weight gradient: for every tap one matrix product with the positions as the reduction. The positions are cut into blocks; a block's input and
-// grad_output are packed with channels last, then every (tap, group, column tile) adds its products. The blocks in turn are cut into strands with
-// sums of their own, which are added at the end. Both cuts depend on the shape alone, so the order of additions is the same for any number of
-// threads, whether they share the work of a block or take a strand each.
+// grad_output are packed in panels, [channels of a tile][position][channel], then every (tap, group, column tile) adds its products. The blocks in
+// turn are cut into strands with sums of their own, which are added at the end. Both cuts depend on the shape, the dtypes and the instruction set
+// alone, so the order of additions is the same for any number of threads, whether they share the work of a block or take a strand each.
 #include <cstring>
 #include <limits>
 
@@ -15,7 +15,7 @@ namespace tconv3d {
 namespace {
 
 constexpr int64_t kChain = 1024;  // terms added in one chain of multiply-adds
-// Packed bytes of a block, by the shape alone since they fix the order of additions. Sums that outgrow the second-level cache are read and written
+// Packed bytes of a block, whatever the caches since they fix the order of additions. Sums that outgrow the second-level cache are read and written
 // anew for each block, so then blocks are larger: 3dgan_l2, whose sums take 33 MB, 55 to 45 ms.
 constexpr int64_t kBlockBytes = int64_t(1) << 20, kLargeBlockBytes = int64_t(8) << 20, kLargeSumsBytes = int64_t(4) << 20;
 // Twice the bytes cost 5 % of the products (in the mean of 31 layers), and where there are few of them save up to a third: mednext_k3_dw512 3.0 to 2.4 ms,
