@@ -28,8 +28,6 @@ static inline void write_tile(Vec<T> (&acc)[Rows][Vectors], T* c, int64_t ldc, b
     write_tile<T, Rows, Vectors, false>(acc, c, ldc);
 }
 
-// Positions on the lanes:  c[r][p] (+)= sum over taps t, channels i of  weights[t][i][r] * region[tap_offset[t] + i*channel_stride + p]
-// The weight gradient runs it with positions as the `channels` of the reduction and channels on the lanes.
 template <class T, int Rows, int Vectors>
 static inline __attribute__((always_inline)) void spatial_steps(Vec<T> (&acc)[Rows][Vectors], const SpatialTile<T>& a, int64_t channels) {
   const T* w = a.weights;
@@ -50,6 +48,9 @@ static inline __attribute__((always_inline)) void spatial_steps(Vec<T> (&acc)[Ro
     }
   }
 }
+
+// Positions on the lanes:  c[r][p] (+)= sum over taps t, channels i of  weights[t][i][r] * region[tap_offset[t] + i*channel_stride + p]
+// The weight gradient runs it with positions as the `channels` of the reduction and channels on the lanes.
 template <class T, int Rows, int Vectors>
 static void spatial_tile(const SpatialTile<T>& a) {
   Vec<T> acc[Rows][Vectors] = {};

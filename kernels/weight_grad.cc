@@ -252,8 +252,7 @@ class WeightGrad {
   bool fits(int64_t bytes) const { return (most_positions(true) * p_.in_channels + most_positions(false) * p_.out_channels) * int64_t(sizeof(T)) <= bytes; }
 
   // Cuts the positions into blocks: of a megabyte, or larger ones where what they save in halo, packed again for each block, is more than what they
-  // lose beyond the second-level cache.
-  // Returns the cycles of products and packing.
+  // lose beyond the second-level cache. Returns the cycles of products and packing.
   double cut_blocks() {
     extent_ = {p_.batch, p_.axis[0].input, p_.axis[1].input};
     for (size_t a = 0; a < 3; ++a) block_[a] = std::max<int64_t>(1, extent_[a]);
@@ -569,6 +568,7 @@ class WeightGrad {
 }  // namespace
 
 void weight_grad(const Problem& p, const View& x, const View& gy, const View& gw, const Options& options) {
+  if (p.in_channels == 0 || p.out_channels == 0) return;  // no element to write
   const Kernels& kernels = active_kernels();
   double multiply_adds = double(p.batch) * double(p.in_channels) * double(p.out_channels / p.groups);
   for (const Axis& a : p.axis) multiply_adds *= double(a.input) * double(a.kernel);

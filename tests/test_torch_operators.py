@@ -135,3 +135,16 @@ def test_operands_of_two_dtypes_are_refused() -> None:
     for name, arguments in operator_samples()[:5]:
         with pytest.raises(RuntimeError, match=r"convert one|must be"):
             OPERATORS[name](arguments[0].float(), *arguments[1:])
+
+
+@pytest.mark.parametrize(("in_channels", "out_channels"), [(0, 3), (3, 0), (0, 0)])
+def test_no_channels(in_channels: int, out_channels: int) -> None:
+    """Sums of nothing are zero, and results without elements are just that: nothing divides by the channels."""
+    x, w = torch.ones(1, in_channels, 2, 2, 2), torch.ones(in_channels, out_channels, 2, 2, 2)
+    geometry = [2, 2, 2], [1, 1, 1], [0, 0, 0]
+    y = OPERATORS["conv_transpose3d"](x, w, None, *geometry, [0, 0, 0], 1)
+    torch.testing.assert_close(y, torch.zeros(1, out_channels, 4, 4, 4))
+    gx = OPERATORS["conv_transpose3d_input_grad"](torch.ones_like(y), w, [2, 2, 2], *geometry, 1)
+    torch.testing.assert_close(gx, torch.zeros_like(x))
+    gw = OPERATORS["conv_transpose3d_weight_grad"](x, torch.ones_like(y), [2, 2, 2], *geometry, 1)
+    torch.testing.assert_close(gw, torch.zeros_like(w))

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "isa/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
@@ -16,6 +20,14 @@ namespace tconv3d {
 #undef X
 
 namespace {
+
+#if defined(__x86_64__)
+// Asked of the processor: Clang before 18 does not know the name.
+[[maybe_unused]] bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 
 struct Entry {
   const char* name;
