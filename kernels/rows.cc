@@ -25,6 +25,9 @@ class RowsPlan : public Plan {
 
 constexpr double kTapStart = 6;        // a tap of a tile: its two offsets. With 1 or 3 channels to a tap this family took 1.2 to 1.5 times as long without
 constexpr double kPanelTraffic = 1.5;  // bytes from the second-level cache for each of a panel: the samples of short rows come from there as well
+// Panels that outgrow the third-level cache come from memory for each task, which threads share: 3dgan_l2, 33 MB for each of eight tasks, 61 ms where
+// the family `channels`, which reads them once, takes 49.
+constexpr double kLargePanels = 8e6, kLargePanelsFactor = 2;
 
 struct TapRange {
   int64_t begin, end;
@@ -96,7 +99,8 @@ void price(RowsPlan<T>& p, const Gather& g, const Work& work, const Sums& n, con
   }
   const int64_t tasks = p.region.tasks(g);
   const double transposed = rows_of_tiles * double(g.columns) * (kPackedElement * double(p.region.block[2]) + kRowCall / double(k.lanes));
-  const double panels = panel_cycles(double(p.columns_cut * p.vectors * k.lanes * g.channels * work.taps) * sizeof(T));
+  const double panel_bytes = double(p.columns_cut * p.vectors * k.lanes * g.channels * work.taps) * sizeof(T);
+  const double panels = panel_cycles(panel_bytes) * (panel_bytes < kLargePanels ? 1 : kLargePanelsFactor);
   p.cycles =
       parallel_cycles(double(g.batch * g.groups) * (best + transposed) + double(tasks) * (panels + transfer_cycles(g, work, p.region)), tasks, context.threads);
 }
