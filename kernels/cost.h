@@ -45,16 +45,18 @@ inline double missed_cycles(int64_t channels, int64_t vectors, int64_t vector_by
   return 1.5 * double(channels * vectors * vector_bytes) > kFirstLevelBytes ? 0.011 * double(vectors * vector_bytes) : 0;
 }
 
+constexpr double kThirdLevelBytes = 8e6;  // of panels: a share of the third-level cache
+
 // Reading the panels of a task once: from the second-level cache where they and the region fit, else from the third.
-inline double panel_cycles(double bytes) { return bytes / (bytes < 0.5 * double(cache_bytes()) ? 32 : bytes < 8e6 ? 8 : 5); }
+inline double panel_cycles(double bytes) { return bytes / (bytes < 0.5 * double(cache_bytes()) ? 32 : bytes < kThirdLevelBytes ? 8 : 5); }
 
 // Accumulators of one run that outgrow the first-level cache are written to the second and read back: cycles per vector.
 constexpr double kSpilledVector = 3;
 
 // Of the second-level cache, for the sums of the column tiles that one pass over the positions serves.
 constexpr double kSumsShare = 0.15;
-inline int64_t tiles_at_once(double bytes_of_one, int64_t tiles) {
-  return std::clamp<int64_t>(int64_t(kSumsShare * double(cache_bytes()) / bytes_of_one), 1, tiles);
+inline int64_t tiles_within(double share, double bytes_of_one, int64_t tiles) {
+  return std::clamp<int64_t>(int64_t(share * double(cache_bytes()) / bytes_of_one), 1, tiles);
 }
 
 // The two-tap method: cycles per vector of transformed samples and of products, with the smaller blocks and shorter stores that they bring, and how much

@@ -437,15 +437,21 @@ constexpr int kAhead = 8;  // blocks along a row that are fetched ahead: mednext
 
 // place(j)[i] = src[i * src_stride + j] for `rows` rows i and n <= kLanes columns j, zeros up to i < stored; nullptr leaves a column out.
 // `ahead`: elements to what is read soon, fetched meanwhile. For weights that is the next channel: pix2vox_l1, not prepared, 69 to 50 ms.
-template <class T, class Place>
-static inline void transpose_block(const T* src, int64_t src_stride, int64_t rows, int64_t n, int64_t stored, int64_t ahead, Place place) {
+template <class T, class S, class Place>
+static inline void transpose_block(const S* src, int64_t src_stride, int64_t rows, int64_t n, int64_t stored, int64_t ahead, Place place) {
   Vec<T> block[kLanes<T>];
   if (n == kLanes<T>) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<T>; ++i) {
       // As many streams as rows: more than the hardware's prefetcher follows.
       __builtin_prefetch(src + i * src_stride + ahead);
-      block[i] = i < rows ? load<T>(src + i * src_stride) : Vec<T>{};
+      block[i] = i < rows ? load_as<T>(src + i * src_stride) : Vec<T>{};
+    }
+  } else if constexpr (sizeof(S) != sizeof(T)) {
+    for (int i = 0; i < kLanes<T>; ++i) {
+      T row[kLanes<T>] = {};
+      if (i < rows) load_run_of<T, S>(row, 1, src + i * src_stride, 1, n);
+      block[i] = load<T>(row);
     }
   } else {
     // The rows that follow show that a whole vector may be read: see load_every for masked loads.
@@ -519,27 +525,6 @@ static void store_positions(const PositionStore<T>& a) {
   }
 }
 
-// dst[j*ld + i] = src[i*channel_stride + j] for `rows` rows i and a whole vector of columns j. `spills`: what follows a column's rows may be
-// overwritten, by elements that the next column or block brings anew; a whole store takes the place of up to three.
-template <class T, class S>
-static inline void turn_block(T* dst, int64_t ld, const S* src, int64_t channel_stride, int64_t rows, bool spills) {
-  Vec<T> block[kLanes<T>];
-  const bool whole = rows == kLanes<T>;
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes<T>; ++i) {
-    __builtin_prefetch(src + i * channel_stride + kAhead * kLanes<T>);
-    block[i] = whole || i < rows ? load_as<T>(src + i * channel_stride) : Vec<T>{};
-  }
-  transpose<T>(block);
-  if (whole || spills) {
-#pragma GCC unroll 16
-    for (int j = 0; j < kLanes<T>; ++j) store<T>(dst + j * ld, block[j]);
-  } else {
-#pragma GCC unroll 16
-    for (int j = 0; j < kLanes<T>; ++j) store_first<T>(dst + j * ld, block[j], rows);
-  }
-}
-
 // dst[p][i] = src[i*channel_stride + p*pos_stride]
 template <class T>
 static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_stride, int64_t channels, int64_t pos_stride, int64_t positions, DType dtype) {
@@ -554,14 +539,7 @@ static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_
         for (; channels - i >= kFewRows; i += kLanes<T>) {
           const int64_t rows = channels - i < kLanes<T> ? channels - i : kLanes<T>;
           const S* const block = from + i * channel_stride + p;
-          if (n == kLanes<T>) {
-            turn_block<T>(dst + p * ld + i, ld, block, channel_stride, rows, ld == rows && 2 * ld >= kLanes<T> && p + kLanes<T> < positions);
-          } else {
-            if constexpr (sizeof(S) == sizeof(T))
-              transpose_block<T>(block, channel_stride, rows, n, rows, 0, [&](int j) { return dst + (p + j) * ld + i; });
-            else
-              for (int64_t r = 0; r < rows; ++r) load_run_of<T, S>(dst + p * ld + i + r, ld, block + r * channel_stride, 1, n);
-          }
+          transpose_block<T>(block, channel_stride, rows, n, rows, kAhead * kLanes<T>, [&](int j) { return dst + (p + j) * ld + i; });
         }
         for (; i < channels; ++i) load_run_of<T, S>(dst + p * ld + i, ld, from + i * channel_stride + p, 1, n);
       }

@@ -84,7 +84,7 @@ void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernel
         best = cycles;
         p.columns = columns;
         p.vectors = vectors;
-        p.tiles_at_once = tiles_at_once(double(p.phases_h * 2 * columns * p.region.run) * sizeof(T), g.columns / columns);
+        p.tiles_at_once = tiles_within(kSumsShare, double(p.phases_h * 2 * columns * p.region.run) * sizeof(T), g.columns / columns);
       }
     }
   const int64_t tasks = p.region.tasks(g);

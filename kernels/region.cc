@@ -71,7 +71,7 @@ void lay_out(RegionPlan& p, const Gather& g, const TileKernels<T>& k) {
     p.blocks[a] = ceil_div(g.axis[a].positions, p.block[a]);
   }
   p.pitch = p.packing[2].longest(p.block[2]);
-  const int64_t depth = p.packing[0].length(p.block[0]), plane = p.packing[1].length(p.block[1]) * p.pitch;
+  const int64_t depth = p.packing[0].length(p.block[0]), rows = p.packing[1].length(p.block[1]), plane = rows * p.pitch;
   p.row_stride = p.pitch;
   if (p.flat_depth) {
     p.depth_stride = plane;
@@ -80,7 +80,7 @@ void lay_out(RegionPlan& p, const Gather& g, const TileKernels<T>& k) {
   } else if (p.rows_apart) {
     p.channel_stride = p.pitch;
     p.row_stride = odd_lines<T>(p.channels * p.pitch);
-    p.depth_stride = p.packing[1].length(p.block[1]) * p.row_stride;
+    p.depth_stride = rows * p.row_stride;
     p.segment_stride = depth * p.depth_stride;
   } else {
     p.channel_stride = odd_lines<T>(plane);

@@ -27,7 +27,7 @@ constexpr double kTapStart = 6;        // a tap of a tile: its two offsets. With
 constexpr double kPanelTraffic = 1.5;  // bytes from the second-level cache for each of a panel: the samples of short rows come from there as well
 // Panels that outgrow the third-level cache come from memory for each task, which threads share: 3dgan_l2, 33 MB for each of eight tasks, 61 ms where
 // the family `channels`, which reads them once, takes 49.
-constexpr double kLargePanels = 8e6, kLargePanelsFactor = 2;
+constexpr double kLargePanelsFactor = 2;
 
 struct TapRange {
   int64_t begin, end;
@@ -100,7 +100,7 @@ void price(RowsPlan<T>& p, const Gather& g, const Work& work, const Sums& n, con
   const int64_t tasks = p.region.tasks(g);
   const double transposed = rows_of_tiles * double(g.columns) * (kPackedElement * double(p.region.block[2]) + kRowCall / double(k.lanes));
   const double panel_bytes = double(p.columns_cut * p.vectors * k.lanes * g.channels * work.taps) * sizeof(T);
-  const double panels = panel_cycles(panel_bytes) * (panel_bytes < kLargePanels ? 1 : kLargePanelsFactor);
+  const double panels = panel_cycles(panel_bytes) * (panel_bytes < kThirdLevelBytes ? 1 : kLargePanelsFactor);
   p.cycles =
       parallel_cycles(double(g.batch * g.groups) * (best + transposed) + double(tasks) * (panels + transfer_cycles(g, work, p.region)), tasks, context.threads);
 }

@@ -71,7 +71,7 @@ void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKerne
       p.vectors = vectors;
       p.columns_cut = count;
       const double sums = double(work.row_phases * rows * p.region.run) * sizeof(T);
-      p.tiles_at_once = by_chunk ? count : tiles_at_once(sums, count);
+      p.tiles_at_once = by_chunk ? count : tiles_within(kSumsShare, sums, count);
     }
   }
   const double spill = double(p.region.size) * sizeof(T) > 0.6 * double(cache_bytes()) ? 1.5 : 1.0;

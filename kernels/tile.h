@@ -111,13 +111,11 @@ static void phased_tile(const PhasedTile<T>& a) {
   else
     phased_steps<T, PhasesH, PhasesW>(acc, a, a.channels);
   T* c = a.c;
+  // Read once: the stores might change `a`, for all that the compiler knows.
   const int64_t ldc = a.ldc, phase_stride = a.phase_stride;
-  if (a.accumulate)
+  const bool accumulate = a.accumulate;
 #pragma GCC unroll 4
-    for (int f = 0; f < PhasesH * PhasesW; ++f, c += phase_stride) write_tile<T, Columns, Vectors, true>(acc[f], c, ldc);
-  else
-#pragma GCC unroll 4
-    for (int f = 0; f < PhasesH * PhasesW; ++f, c += phase_stride) write_tile<T, Columns, Vectors, false>(acc[f], c, ldc);
+  for (int f = 0; f < PhasesH * PhasesW; ++f, c += phase_stride) write_tile<T, Columns, Vectors>(acc[f], c, ldc, accumulate);
 }
 
 // Channels on the lanes, any set of rows:  c[r][m] (+)= sum over segments t, steps i of  rows[t][r][i*row_step] * lanes[lane_offset[t] + i*lane_step + m]

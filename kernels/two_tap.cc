@@ -67,8 +67,7 @@ int64_t products_at_once(const TransformedAxes& axes) {
 // Accumulators that one pass over the transformed samples fills: half of the cache, the samples have the rest.
 template <class T>
 int64_t tiles_at_once(const TwoTapPlan<T>& p, int64_t rows) {
-  const int64_t bytes = products_at_once(p.axes) * rows * p.region.run * int64_t(sizeof(T));
-  return std::clamp<int64_t>(int64_t(cache_bytes()) / 2 / std::max<int64_t>(bytes, 1), 1, p.columns_cut);
+  return tiles_within(0.5, double(products_at_once(p.axes) * rows * p.region.run) * sizeof(T), p.columns_cut);
 }
 
 // Picks vectors and the number of column tiles for a block, and adds up its cycles.

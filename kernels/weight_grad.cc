@@ -82,15 +82,14 @@ class WeightGrad {
     // The side that wastes fewer lanes goes on them. Products commute: the bits are the same either way.
     layout_ = layout(layout(true, false).cycles < layout(false, false).cycles, false);
     // Few channels of grad_output on the rows: the taps along w join them, neighbours in memory as well.
-    const bool merges = p.groups == 1 && layout_.lanes_are_input && out <= kMergedChannels && p.axis[2].dilation == 1;
+    merges_ = p.groups == 1 && layout_.lanes_are_input && out <= kMergedChannels && p.axis[2].dilation == 1;
     // One channel in and out per group: the groups themselves go on the lanes of both operands, the taps along w on the rows. Tap by tap, each pass
     // read both operands from the second-level cache: mednext_k5_dw64 35 ms on one core, 28 with the taps together.
     depthwise_ = p.groups > 1 && in == 1 && out == 1;
-    merges_ = merges;
-    row_taps_ = merges || (depthwise_ && p.axis[2].kernel <= kMaxLaneTaps) ? p.axis[2].kernel : 1;
+    row_taps_ = merges_ || (depthwise_ && p.axis[2].kernel <= kMaxLaneTaps) ? p.axis[2].kernel : 1;
     if (depthwise_)
       for (layout_.vectors = kMaxLaneVectors; !k_.lane_product[row_taps_][layout_.vectors];) --layout_.vectors;
-    else if (merges)
+    else if (merges_)
       layout_ = layout(true, false, row_taps_);
     else
       layout_ = best_layout(x, gy);
@@ -100,12 +99,11 @@ class WeightGrad {
     outer_groups_ = depthwise_ ? 1 : p.groups;
     padded_lanes_ = ceil_div(lane_channels_, k_.lanes) * k_.lanes;
     cut_blocks();
-    blocks_ = blocks();
   }
 
   void run() {
     const std::vector<Part> parts = this->parts();
-    if (blocks_ == 1 && int64_t(parts.size()) >= 2 * options_.threads)
+    if (blocks() == 1 && int64_t(parts.size()) >= 2 * options_.threads)
       run_parts(parts);
     else
       run_strands();
@@ -132,12 +130,12 @@ class WeightGrad {
 
   void run_strands() {
     const Part whole{0, outer_groups_, 0, rows_.channels, 0, padded_lanes_};
-    const int64_t strands = std::clamp<int64_t>(kStrandBytes / sums_bytes(), 1, std::clamp<int64_t>(blocks_, 1, kMostStrands));
+    const int64_t count = blocks(), strands = std::clamp<int64_t>(kStrandBytes / sums_bytes(), 1, std::clamp<int64_t>(count, 1, kMostStrands));
     Scratch sums(size_t(strands * size(whole)) * sizeof(T));
     const auto sums_of = [&](int64_t strand) { return reinterpret_cast<T*>(sums.data()) + strand * size(whole); };
     const auto add_strand = [&](int64_t strand, T* input, const Options& options) {
       Strand<T> s{whole, sums_of(strand), input, input + capacity(true) + slack(), true, options};
-      for (int64_t i = strand * blocks_ / strands; i < (strand + 1) * blocks_ / strands; ++i, s.first = false) {
+      for (int64_t i = strand * count / strands; i < (strand + 1) * count / strands; ++i, s.first = false) {
         const Block b = block(i);
         pack(s, b);
         multiply(s, b);
@@ -258,9 +256,10 @@ class WeightGrad {
     for (size_t a = 0; a < 3; ++a) block_[a] = std::max<int64_t>(1, extent_[a]);
     if (sums_bytes() >= kPartSumsBytes && fits(kLargeBlockBytes)) return product_cycles() + kPackedSample * packed_samples();
     const bool large = sums_bytes() > kLargeSumsBytes;
+    const int64_t smallest = large ? kLargeBlockBytes : kBlockBytes, largest = large ? kLargeBlockBytes : kMostBlockBytes;
     std::array<int64_t, 3> best{};
     double least = std::numeric_limits<double>::infinity(), spill = 1;
-    for (int64_t bytes = large ? kLargeBlockBytes : kBlockBytes; bytes <= (large ? kLargeBlockBytes : kMostBlockBytes); bytes *= 2, spill += kLargerBlock) {
+    for (int64_t bytes = smallest; bytes <= largest; bytes *= 2, spill += kLargerBlock) {
       grow_block(bytes);
       const double cycles = spill * product_cycles() + kPackedSample * packed_samples();
       if (cycles < least) best = block_, least = cycles;
@@ -562,7 +561,6 @@ class WeightGrad {
   int64_t row_taps_ = 1;  // taps along w that share a tile
   int64_t padded_lanes_, lane_channels_, outer_groups_, taps_;
   std::array<int64_t, 3> extent_, block_;
-  int64_t blocks_;
 };
 
 }  // namespace
