@@ -71,8 +71,9 @@ static void fill_tiles(TileKernels<T>& k) {
   fill_vectors<T, 8>(k);
   FillLanes<T, kMaxLaneTaps, kMaxLaneVectors>::fill(k);
   k.split_pairs = split_pairs<T>;
-  k.subtract_rows = subtract_rows<T>;
+  k.combine_rows = combine_rows<T>;
   k.add_runs = add_runs<T>;
+  k.half_sums = half_sums<T>;
   k.add_shared = add_shared<T>;
   k.load_run = load_run<T>;
   k.load_rows = load_rows<T>;

@@ -16,8 +16,7 @@ static inline __attribute__((always_inline)) void for_each_vector(int64_t n, F f
   if (i < n) f(i, n - i);
 }
 
-// Rows of samples b0 s0 b1 s1 b2 ...: sample[i] = s_i, previous[i] = b_i, next[i] = b_(i+1), before[i] = b_i - s_i, after[i] = b_(i+1) - s_i; those that are
-// null are left out. Reads whole vectors past the end of a row.
+// Reads whole vectors past the end of a row.
 template <class T>
 static void split_pairs(const PairSplit<T>& a) {
   for (int64_t r = 0; r < a.rows; ++r) {
@@ -26,22 +25,28 @@ static void split_pairs(const PairSplit<T>& a) {
     for_each_vector<T>(a.n, [&](int64_t i, int64_t n) {
       const T* const p = src + 2 * i;
       const Vec<T> v0 = load<T>(p), v1 = load<T>(p + kLanes<T>), w0 = load<T>(p + 2), w1 = load<T>(p + 2 + kLanes<T>);
-      const Vec<T> b = unzip<T, 0>(v0, v1), s = unzip<T, 1>(v0, v1), next = unzip<T, 0>(w0, w1);
-      if (a.sample) store_part<T>(a.sample + to + i, s, n);
-      if (a.previous) store_part<T>(a.previous + to + i, b, n);
-      if (a.next) store_part<T>(a.next + to + i, next, n);
-      if (a.before) store_part<T>(a.before + to + i, b - s, n);
-      if (a.after) store_part<T>(a.after + to + i, next - s, n);
+      const Vec<T> b = unzip<T, 0>(v0, v1), s = unzip<T, 1>(v0, v1), next_b = unzip<T, 0>(w0, w1), next_s = unzip<T, 1>(w0, w1);
+      const auto put = [&](PairKind kind, Vec<T> v) {
+        if (a.to[kind]) store_part<T>(a.to[kind] + to + i, v, n);
+      };
+      put(kSample, s);
+      put(kPrevious, b);
+      put(kNext, next_b);
+      put(kBefore, b - s);
+      put(kAfter, next_b - s);
+      put(kOuter, b - next_b);
+      put(kSum, s + next_b);
+      put(kBeyond, next_s - s);
     });
   }
 }
 
-// dst[r*dst_pitch + i] = a[r*src_pitch + i] - b[r*src_pitch + i], or a alone where b is null
+// dst[r*dst_pitch + i] = a[r*src_pitch + i] + sign * b[r*src_pitch + i], sign 1 or -1, or a alone where b is null
 template <class T>
-static void subtract_rows(T* dst, int64_t dst_pitch, const T* a, const T* b, int64_t src_pitch, int64_t rows, int64_t n) {
+static void combine_rows(T* dst, int64_t dst_pitch, const T* a, const T* b, T sign, int64_t src_pitch, int64_t rows, int64_t n) {
   for (int64_t r = 0; r < rows; ++r, dst += dst_pitch, a += src_pitch) {
     if (b) {
-      for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, load<T>(a + i) - load<T>(b + i), m); });
+      for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, load<T>(a + i) + sign * load<T>(b + i), m); });
       b += src_pitch;
     } else {
       for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, load<T>(a + i), m); });
@@ -58,13 +63,20 @@ static void add_runs(T* dst, const T* a, const T* b, int64_t n) {
     for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, load<T>(a + i), m); });
 }
 
-// first[i] += shared[i], second[i] += shared[i]
+// dst[i] = (a[i] + sign * b[i] + c[i]) / 2, sign 1 or -1
 template <class T>
-static void add_shared(T* first, T* second, const T* shared, int64_t n) {
+static void half_sums(T* dst, const T* a, const T* b, T sign, const T* c, int64_t n) {
+  for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, T(0.5) * (load<T>(a + i) + load<T>(c + i) + sign * load<T>(b + i)), m); });
+}
+
+// first[i] += sum[i] + difference[i], second[i] += sum[i] - difference[i]; a null `difference` is zero.
+template <class T>
+static void add_shared(T* first, T* second, const T* sum, const T* difference, int64_t n) {
   for_each_vector<T>(n, [&](int64_t i, int64_t m) {
-    const Vec<T> s = load<T>(shared + i);
-    store_part<T>(first + i, load<T>(first + i) + s, m);
-    store_part<T>(second + i, load<T>(second + i) + s, m);
+    const Vec<T> s = load<T>(sum + i);
+    const Vec<T> d = difference ? load<T>(difference + i) : Vec<T>{};
+    store_part<T>(first + i, load<T>(first + i) + (s + d), m);
+    store_part<T>(second + i, load<T>(second + i) + (s - d), m);
   });
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two-tap method (two_tap_axis.h) on any of the axes, nested: k4 s2 takes 27 products where the direct method takes 64, k3 s2 and k3 s1 125 for 216.
+// The two-tap method (two_tap_axis.h) on any of the axes, nested: k4 s2 takes 27 products where the direct method takes 64, k3 s2 125 for 216,
+// k3 s1 64 for 216.
 // A task transforms the samples of a block of positions, runs the register tile of the spatial family over every product, adds the shared products
 // to the targets that they serve, and stores rows as the spatial family does.
 #include "two_tap_region.h"
@@ -148,8 +149,8 @@ class TwoTapRun {
   size_t last(size_t first) const { return std::min(first + size_t(p_.tiles_at_once), cut_.size()); }
   int64_t columns(size_t first) const { return cut_[last(first) - 1].start + cut_[last(first) - 1].width - cut_[first].start; }
 
-  // c[product d][product h][product w][column][position]
-  void multiply(const Block& b, const T* region, size_t first, const std::vector<size_t>& d, const std::vector<size_t>& h, T* c) const {
+  // c[product d][product h][product w][column][position]; the products of a phase in the order of PhaseProducts
+  void multiply(const Block& b, const T* region, size_t first, const PhaseProducts& d, const PhaseProducts& h, T* c) const {
     const int64_t size = columns(first) * ldc_;
     for (size_t pd : d)
       for (size_t ph : h)
@@ -197,26 +198,31 @@ class TwoTapRun {
   }
 
   // The shared products join the targets along d, then h, then w, all columns and positions at once.
-  void add_shared(size_t first, const std::vector<size_t>& d, const std::vector<size_t>& h, T* c) const {
+  void add_shared(size_t first, const PhaseProducts& d, const PhaseProducts& h, T* c) const {
     const int64_t size = columns(first) * ldc_, row = size * int64_t(p_.axes[2].products.size()), plane = row * int64_t(h.size());
-    if (d.size() == 3) k_.add_shared(c, c + plane, c + 2 * plane, plane);
-    const int64_t targets_d = d.size() == 3 ? 2 : int64_t(d.size()), targets_h = h.size() == 3 ? 2 : int64_t(h.size());
-    for (int64_t pd = 0; pd < targets_d; ++pd) {
+    // Products of a phase, `stride` elements apart: places in `c` of the first, second, sum and difference.
+    const auto join = [&](T* at, const PhaseProducts& places, int64_t stride) {
+      const auto place = [&](size_t i) { return i < places.size() ? at + int64_t(places[i]) * stride : nullptr; };
+      if (places.size() > 2) k_.add_shared(place(0), place(1), place(2), place(3), stride);
+    };
+    const PhaseProducts in_turn{0, 1, 2, 3};
+    const auto first_of = [&](const PhaseProducts& p) { return PhaseProducts(in_turn.begin(), in_turn.begin() + int64_t(p.size())); };
+    join(c, first_of(d), plane);
+    for (int64_t pd = 0; pd < targets_of(d); ++pd) {
       T* const at = c + pd * plane;
-      if (h.size() == 3) k_.add_shared(at, at + row, at + 2 * row, row);
-      for (int64_t ph = 0; ph < targets_h; ++ph)
-        for (const SharedProduct& s : p_.axes[2].shared)
-          k_.add_shared(at + ph * row + int64_t(s.first) * size, at + ph * row + int64_t(s.second) * size, at + ph * row + int64_t(s.shared) * size, size);
+      join(at, first_of(h), row);
+      for (int64_t ph = 0; ph < targets_of(h); ++ph)
+        for (const PhaseProducts& w : p_.axes[2].phases) join(at + ph * row, w, size);
     }
   }
 
-  void store(const Block& b, size_t first, const std::vector<size_t>& d, const std::vector<size_t>& h, const T* c) const {
+  void store(const Block& b, size_t first, const PhaseProducts& d, const PhaseProducts& h, const T* c) const {
     const int64_t size = columns(first) * ldc_, row = size * int64_t(p_.axes[2].products.size()), plane = row * int64_t(h.size());
     const int64_t count = cut_[last(first) - 1].begin + cut_[last(first) - 1].count - cut_[first].begin;
-    for (size_t pd = 0; pd < std::min<size_t>(d.size(), 2); ++pd)
-      for (size_t ph = 0; ph < std::min<size_t>(h.size(), 2); ++ph)
-        rows_.store(b, g_.axis[0].phases[d[pd]], g_.axis[1].phases[h[ph]], b.group * g_.columns + cut_[first].begin, count, 0,
-                    c + int64_t(pd) * plane + int64_t(ph) * row, ldc_, size);
+    for (int64_t pd = 0; pd < targets_of(d); ++pd)
+      for (int64_t ph = 0; ph < targets_of(h); ++ph)
+        rows_.store(b, g_.axis[0].phases[d[size_t(pd)]], g_.axis[1].phases[h[size_t(ph)]], b.group * g_.columns + cut_[first].begin, count, 0,
+                    c + pd * plane + ph * row, ldc_, size);
   }
 
   const Gather& g_;

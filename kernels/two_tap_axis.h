@@ -4,30 +4,33 @@
 //     y[j]   = g0 s[n-1] + g1 s[n]   =  g0 (s[n-1] - s[n]) + (g0 + g1) s[n]
 //     y[j+1] = g0 s[n]   + g1 s[n+1] =  g1 (s[n+1] - s[n]) + (g0 + g1) s[n]
 //
-// The middle product serves both. n = 2q + parity: pairs lie at fixed source samples, so a target's bits do not depend on where a block starts. A tap
-// without a neighbour (the one tap of k3 s2's even phase, the third of three) joins the first or the last product with the sample itself. There are
-// no fractions, so integers stay exact.
+// The middle product serves both. Three taps in a row give them by four products instead of six:
+//
+//     y[j]   = g0 (s[n-1] - s[n+1]) + sum + difference     sum        = (g0 + g1 + g2)/2 (s[n] + s[n+1])
+//     y[j+1] = g2 (s[n+2] - s[n])   + sum - difference     difference = (g0 - g1 + g2)/2 (s[n+1] - s[n])
+//
+// n = 2q + parity: pairs lie at fixed source samples, so a target's bits do not depend on where a block starts. A tap without a neighbour (the one tap of k3
+// s2's even phase) joins the first or the last product with the sample itself. Halves are exact, so integers stay so.
 #pragma once
 
 #include "geometry.h"
 
 namespace tconv3d {
 
-// Transformed samples of one source phase: value[q] = s[step*q + at], less s[step*q + minus] where there is a `minus`.
+// Transformed samples of one source phase: value[q] = s[step*q + at] + sign * s[step*q + other]; sign 0: the sample alone.
 struct Kind {
-  int64_t source_phase, at, minus;
-  bool difference;
+  int64_t source_phase, at, other;
+  int sign;
 
-  bool operator==(const Kind& k) const {
-    return source_phase == k.source_phase && at == k.at && difference == k.difference && (!difference || minus == k.minus);
-  }
+  bool operator==(const Kind& k) const { return source_phase == k.source_phase && at == k.at && sign == k.sign && (sign == 0 || other == k.other); }
 };
 
-// A sum of one or two taps of the kernel, by index; second < 0: one.
+// Taps of the kernel, by index, negative where there is none: first + second, or (first + sign * second + third) / 2.
 struct TapSum {
-  int64_t first, second;
+  int64_t first, second = -1, third = -1;
+  int sign = 1;
 
-  bool operator==(const TapSum& t) const { return first == t.first && second == t.second; }
+  bool operator==(const TapSum& t) const { return first == t.first && second == t.second && third == t.third && sign == t.sign; }
 };
 
 // A chain of multiply-adds: kind[k][q + shift] for every term, with the weights of `list`, term by term.
@@ -41,21 +44,24 @@ struct Product {
   int64_t begin, end;  // positions at which a target takes it in
 };
 
-// Products `first` and `second`, indices of Product, both take `shared` in; a phase whose taps form no pair has none.
-struct SharedProduct {
-  size_t first, second, shared;
-};
+// The products of a phase, by index: of one target; or of two, then what both add (where taps have neighbours), then what the first adds and the second
+// subtracts (where three taps were taken together).
+using PhaseProducts = std::vector<size_t>;
+inline int64_t targets_of(const PhaseProducts& p) { return std::min<int64_t>(int64_t(p.size()), 2); }
 
 struct TransformedAxis {
   AxisPlan plan;                      // targets at positions q, two phases for each that a pair made
   int64_t step = 1;                   // source samples from position to position: 2 where paired
+  int64_t reach = 1;                  // of a pair's kinds, in samples past its middle: 2 where three taps are taken together
   std::map<int64_t, int64_t> parity;  // of the pairs' middle samples, for each source phase
   std::vector<Kind> kinds;
-  std::vector<Product> products;  // those of the targets, in the order of plan.phases, then the shared ones
-  std::vector<SharedProduct> shared;
-  std::vector<std::vector<size_t>> phases;  // the products of each phase of the axis as it was
-  std::vector<std::vector<TapSum>> lists;   // weights of the products; products with the same weights have the same list
+  std::vector<Product> products;     // those of the targets, in the order of plan.phases, then the shared ones
+  std::vector<PhaseProducts> phases;  // of the axis as it was
+  std::vector<std::vector<TapSum>> lists;  // weights of the products; products with the same weights have the same list
   int64_t least_shift = 0, most_shift = 0;
+
+  // Source samples that the kinds of `positions` read, from the one before the first middle on.
+  int64_t samples(int64_t positions) const { return step == 2 ? 2 * positions + reach : positions; }
 
   int64_t terms() const {  // of all lists together
     int64_t n = 0;
@@ -101,6 +107,13 @@ inline std::map<int64_t, std::vector<Tap>> by_source(const Phase& phase) {
   return taps;
 }
 
+// How many taps from t on read one sample after the other. An odd number of them: pairs, and the last three together.
+inline int64_t neighbours_from(const std::vector<Tap>& taps, size_t t) {
+  int64_t n = 1;
+  for (; t + 1 < taps.size() && taps[t + 1].offset == taps[t].offset + 1; ++t) ++n;
+  return n;
+}
+
 // The offset of the first of two neighbouring taps, if there are such.
 inline bool first_pair(const std::vector<Tap>& taps, int64_t* offset) {
   for (size_t t = 0; t + 1 < taps.size(); ++t)
@@ -116,15 +129,15 @@ inline TransformedAxis direct_axis(const AxisPlan& a) {
   for (const Phase& phase : a.phases) {
     two_tap_detail::Chain chain;
     for (const Tap& t : phase.taps) axis.parity[t.source_phase] = 0;
-    for (const Tap& t : phase.taps) two_tap_detail::add_term(axis, chain, {t.source_phase, 0, 0, false}, t.offset, {t.kernel, -1});
+    for (const Tap& t : phase.taps) two_tap_detail::add_term(axis, chain, {t.source_phase, 0, 0, 0}, t.offset, {t.kernel});
     axis.phases.push_back({two_tap_detail::add_product(axis, std::move(chain), phase.begin, phase.count)});
   }
   return axis;
 }
 
-// The three chains of a phase whose targets are j = 2q + start and j + 1.
+// The chains of a phase whose targets are j = 2q + start and j + 1.
 struct PhaseChains {
-  two_tap_detail::Chain first, second, shared;
+  two_tap_detail::Chain first, second, sum, difference;
 };
 
 inline PhaseChains pair_taps(TransformedAxis& axis, const Phase& phase, int64_t start, int64_t beside) {
@@ -134,17 +147,28 @@ inline PhaseChains pair_taps(TransformedAxis& axis, const Phase& phase, int64_t 
     const int64_t p = axis.parity.at(source);
     for (size_t t = 0; t < taps.size(); ++t) {
       const int64_t middle = taps[t].offset + 1 + start - p;  // from 2q + parity to the pair's middle sample
-      if (t + 1 < taps.size() && taps[t + 1].offset == taps[t].offset + 1 && middle % 2 == 0) {
+      const int64_t neighbours = neighbours_from(taps, t), shift = middle / 2;
+      if (neighbours == 3 && middle % 2 == 0) {
+        const int64_t k0 = taps[t].kernel, k1 = taps[t + 1].kernel, k2 = taps[t + 2].kernel;
+        add_term(axis, c.first, {source, p - 1, p + 1, -1}, shift, {k0});
+        add_term(axis, c.second, {source, p + 2, p, -1}, shift, {k2});
+        add_term(axis, c.sum, {source, p, p + 1, 1}, shift, {k0, k1, k2, 1});
+        add_term(axis, c.difference, {source, p + 1, p, -1}, shift, {k0, k1, k2, -1});
+        axis.reach = 2;
+        t += 2;
+        continue;
+      }
+      if (neighbours >= 2 && middle % 2 == 0) {
         const int64_t k0 = taps[t].kernel, k1 = taps[t + 1].kernel;
-        add_term(axis, c.first, {source, p - 1, p, true}, middle / 2, {k0, -1});
-        add_term(axis, c.second, {source, p + 1, p, true}, middle / 2, {k1, -1});
-        add_term(axis, c.shared, {source, p, 0, false}, middle / 2, {k0, k1});
+        add_term(axis, c.first, {source, p - 1, p, -1}, shift, {k0});
+        add_term(axis, c.second, {source, p + 1, p, -1}, shift, {k1});
+        add_term(axis, c.sum, {source, p, 0, 0}, shift, {k0, k1});
         ++t;
         continue;
       }
       for (int64_t half = 0; half < 2; ++half) {
         const int64_t sample = taps[t].offset + start + half - p, at = floor_mod(sample, 2) ? beside : 0;
-        add_term(axis, half ? c.second : c.first, {source, p + at, 0, false}, (sample - at) / 2, {taps[t].kernel, -1});
+        add_term(axis, half ? c.second : c.first, {source, p + at, 0, 0}, (sample - at) / 2, {taps[t].kernel});
       }
     }
   }
@@ -169,7 +193,7 @@ inline TransformedAxis paired_axis(const AxisPlan& a, int pairing) {
     size_t of;
   };
   std::vector<Half> halves;
-  std::vector<Chain> shared;
+  std::vector<std::array<Chain, 2>> shared;  // of each phase: sum, difference
   for (const Phase& phase : a.phases) {
     int64_t start = 0, offset = 0;
     for (const auto& [source, taps] : by_source(phase)) {
@@ -184,7 +208,7 @@ inline TransformedAxis paired_axis(const AxisPlan& a, int pairing) {
       axis.plan.positions = std::max(axis.plan.positions, targets.count);
       halves.push_back({std::move(targets), std::move(half ? c.second : c.first), shared.size()});
     }
-    shared.push_back(std::move(c.shared));
+    shared.push_back({std::move(c.sum), std::move(c.difference)});
   }
   std::stable_sort(halves.begin(), halves.end(), [](const Half& x, const Half& y) { return x.phase.first < y.phase.first; });
   axis.phases.resize(shared.size());
@@ -192,13 +216,12 @@ inline TransformedAxis paired_axis(const AxisPlan& a, int pairing) {
     axis.phases[half.of].push_back(add_product(axis, std::move(half.chain), half.phase.begin, half.phase.count));
     axis.plan.phases.push_back(std::move(half.phase));
   }
-  for (size_t f = 0; f < shared.size(); ++f)
-    if (!shared[f].terms.empty()) {
-      const Product &first = axis.products[axis.phases[f][0]], &second = axis.products[axis.phases[f][1]];
-      const size_t product = add_product(axis, std::move(shared[f]), std::min(first.begin, second.begin), std::max(first.end, second.end));
-      axis.shared.push_back({axis.phases[f][0], axis.phases[f][1], product});
-      axis.phases[f].push_back(product);
-    }
+  for (size_t f = 0; f < shared.size(); ++f) {
+    const Product &first = axis.products[axis.phases[f][0]], &second = axis.products[axis.phases[f][1]];
+    const int64_t begin = std::min(first.begin, second.begin), end = std::max(first.end, second.end);
+    for (Chain& chain : shared[f])
+      if (!chain.terms.empty()) axis.phases[f].push_back(add_product(axis, std::move(chain), begin, end));
+  }
   return axis;
 }
 

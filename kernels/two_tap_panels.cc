@@ -12,6 +12,16 @@ void for_each_sum(const TransformedAxis& axis, F f) {
     for (size_t i = 0; i < axis.lists[list].size(); ++i) f(list, int64_t(i), axis.lists[list][i]);
 }
 
+// dst[i] = the sum of runs of n elements, one for each tap of the kernel.
+template <class T>
+void sum_runs(T* dst, const T* taps, int64_t tap_stride, const TapSum& sum, int64_t n, const TileKernels<T>& k) {
+  const T *first = taps + sum.first * tap_stride, *second = sum.second < 0 ? nullptr : taps + sum.second * tap_stride;
+  if (sum.third < 0)
+    k.add_runs(dst, first, second, n);
+  else
+    k.half_sums(dst, first, second, T(sum.sign), taps + sum.third * tap_stride, n);
+}
+
 }  // namespace
 
 TwoTapPanels::TwoTapPanels(const Gather& g, const TransformedAxes& axes, const std::vector<ColumnTile>& tiles, int64_t chunk)
@@ -31,7 +41,7 @@ PackedPanels::Key TwoTapPanels::key(int64_t element_size) const {
     key.push_back(-1);
     for (const auto& list : axis.lists) {
       key.push_back(-2);
-      for (const TapSum& sum : list) key.insert(key.end(), {sum.first, sum.second});
+      for (const TapSum& sum : list) key.insert(key.end(), {sum.first, sum.second, sum.third, sum.sign});
     }
   }
   return key;
@@ -78,7 +88,7 @@ void TwoTapPanels::pack_unit(T* to, T* scratch, const TileKernels<T>& k, int64_t
   for (int64_t row = 0; row < kernel[0] * kernel[1]; ++row) {
     T *dst = along_w + row * terms_w * n, *src = taps + row * kernel[2] * n;
     for_each_sum(axes_[2], [&](size_t, int64_t, const TapSum& s) {
-      k.add_runs(dst, src + s.first * n, s.second < 0 ? nullptr : src + s.second * n, n);
+      sum_runs(dst, src, n, s, n, k);
       dst += n;
     });
   }
@@ -86,19 +96,18 @@ void TwoTapPanels::pack_unit(T* to, T* scratch, const TileKernels<T>& k, int64_t
   for (int64_t d = 0; d < kernel[0]; ++d) {
     T *dst = along_h + d * plane, *src = along_w + d * kernel[1] * row;
     for_each_sum(axes_[1], [&](size_t, int64_t, const TapSum& s) {
-      k.add_runs(dst, src + s.first * row, s.second < 0 ? nullptr : src + s.second * row, row);
+      sum_runs(dst, src, row, s, row, k);
       dst += row;
     });
   }
   T* const panels = to + unit(group, tile, channel);
   for_each_sum(axes_[0], [&](size_t list_d, int64_t term_d, const TapSum& s) {
-    const T *first = along_h + s.first * plane, *second = s.second < 0 ? nullptr : along_h + s.second * plane;
+    const T* from = along_h;
     for_each_sum(axes_[1], [&](size_t list_h, int64_t term_h, const TapSum&) {
       for_each_sum(axes_[2], [&](size_t list_w, int64_t term_w, const TapSum&) {
         const int64_t size_h = int64_t(axes_[1].lists[list_h].size()), size_w = int64_t(axes_[2].lists[list_w].size());
-        k.add_runs(panels + (start(list_d, list_h, list_w) + (term_d * size_h + term_h) * size_w + term_w) * n, first, second, n);
-        first += n;
-        second = second ? second + n : nullptr;
+        sum_runs(panels + (start(list_d, list_h, list_w) + (term_d * size_h + term_h) * size_w + term_w) * n, from, plane, s, n, k);
+        from += n;
       });
     });
   });

@@ -11,15 +11,13 @@ TwoTapRegion<T>::TwoTapRegion(const Gather& g, const TransformedAxes& axes, cons
   for (size_t a = 0; a < 3; ++a) {
     const TransformedAxis& axis = axes[a];
     length_[a] = block[a] + axis.most_shift - axis.least_shift;
-    // A paired axis reads from the sample before its pairs' middles on, one more than two for each position.
-    for (const auto& [phase, middle] : axis.parity)
-      sources_[a].push_back({phase, axis.step == 2 ? middle - 1 : 0, axis.step == 2 ? 2 * length_[a] + 1 : length_[a]});
+    for (const auto& [phase, middle] : axis.parity) sources_[a].push_back({phase, axis.step == 2 ? middle - 1 : 0, axis.samples(length_[a])});
     for (const Source& s : sources_[a]) samples_[a] += s.count;
   }
   channel_stride_ = odd_lines<T>(length_[0] * length_[1] * length_[2]);
   kind_stride_ = g.channels * channel_stride_;
-  raw_pitch_ = 2 * length_[2] + 1;
-  raw_size_ = axes[2].step == 2 ? odd_lines<T>((2 * length_[1] + 1) * raw_pitch_) + slack(k) : 0;
+  raw_pitch_ = axes[2].samples(length_[2]);
+  raw_size_ = axes[2].step == 2 ? odd_lines<T>(axes[1].samples(length_[1]) * raw_pitch_) + slack(k) : 0;
   rows_size_ = odd_lines<T>(samples_[1] * kinds(2) * length_[2]) + slack(k);
   planes_size_ = odd_lines<T>(samples_[0] * kinds(1) * kinds(2) * plane()) + slack(k);
 }
@@ -45,6 +43,14 @@ typename TwoTapRegion<T>::Span TwoTapRegion<T>::span(size_t a, const Source& s, 
   return {begin, end, (first + begin) * axis.source_step + s.phase};
 }
 
+// `before`: the sample before a pair's middle.
+PairKind pair_kind(const Kind& kind, int64_t before) {
+  const int64_t at = kind.at - before;
+  if (kind.sign == 0) return at == 0 ? kPrevious : at == 1 ? kSample : kNext;
+  if (kind.sign > 0) return kSum;
+  return at == 3 ? kBeyond : at == 2 ? kAfter : kind.other == before + 1 ? kBefore : kOuter;
+}
+
 // rows[kind w][sample h][w] of one plane of the source, for each source of h in turn.
 template <class T>
 void TwoTapRegion<T>::transform_rows(const Block& b, const View& source, int64_t origin, T* rows, T* raw) const {
@@ -53,17 +59,14 @@ void TwoTapRegion<T>::transform_rows(const Block& b, const View& source, int64_t
     const Span h = span(1, sh, b.from[1]);
     for (const Source& sw : sources_[2]) {
       const Span w = span(2, sw, b.from[2]);
-      PairSplit<T> split{raw, raw_pitch_, nullptr, nullptr, nullptr, nullptr, nullptr, pitch, sh.count, pitch};
+      PairSplit<T> split{raw, raw_pitch_, {}, pitch, sh.count, pitch};
       T* dst = raw;
       for (size_t k = 0; k < axes_[2].kinds.size(); ++k) {
         const Kind& kind = axes_[2].kinds[k];
         if (kind.source_phase != sw.phase) continue;
         T* const to = rows + int64_t(k) * sh.count * pitch;
         if (axes_[2].step == 1) dst = to;
-        if (kind.difference)
-          (kind.at == sw.at ? split.before : split.after) = to;
-        else
-          (kind.at == sw.at ? split.previous : kind.at == sw.at + 1 ? split.sample : split.next) = to;
+        split.to[pair_kind(kind, sw.at)] = to;
       }
       const int64_t dst_pitch = axes_[2].step == 1 ? pitch : raw_pitch_;
       std::memset(dst, 0, size_t(h.begin * dst_pitch) * sizeof(T));
@@ -98,8 +101,8 @@ void TwoTapRegion<T>::transform_plane(T* plane_of_kinds, const T* rows) const {
     for (size_t s = 0; s < of; ++s) from += kinds(2) * sources_[1][s].count * pitch;
     const Source& source = sources_[1][of];
     for (int64_t w = 0; w < kinds(2); ++w, plane_of_kinds += plane(), from += source.count * pitch)
-      k_.subtract_rows(plane_of_kinds, pitch, from + (kind.at - source.at) * pitch, kind.difference ? from + (kind.minus - source.at) * pitch : nullptr,
-                       axes_[1].step * pitch, length_[1], pitch);
+      k_.combine_rows(plane_of_kinds, pitch, from + (kind.at - source.at) * pitch, kind.sign ? from + (kind.other - source.at) * pitch : nullptr,
+                      T(kind.sign), axes_[1].step * pitch, length_[1], pitch);
   }
 }
 
@@ -129,8 +132,8 @@ void TwoTapRegion<T>::pack(const Block& b, T* region, T* scratch) const {
       for (size_t s = 0; s < of; ++s) from += sources_[0][s].count * kinds_plane;
       const int64_t at = sources_[0][of].at;
       for (int64_t hw = 0; hw < kinds(1) * kinds(2); ++hw, ++k, from += plane())
-        k_.subtract_rows(region + k * kind_stride_ + c * channel_stride_, plane(), from + (kind.at - at) * kinds_plane,
-                         kind.difference ? from + (kind.minus - at) * kinds_plane : nullptr, axes_[0].step * kinds_plane, length_[0], plane());
+        k_.combine_rows(region + k * kind_stride_ + c * channel_stride_, plane(), from + (kind.at - at) * kinds_plane,
+                        kind.sign ? from + (kind.other - at) * kinds_plane : nullptr, T(kind.sign), axes_[0].step * kinds_plane, length_[0], plane());
     }
   }
   std::memset(region + size() - slack(k_), 0, size_t(slack(k_)) * sizeof(T));

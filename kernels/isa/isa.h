@@ -66,12 +66,13 @@ struct LaneProduct {
   bool accumulate;
 };
 
-// Rows b0 s0 b1 s1 b2 ... cut into the samples and differences of the two-tap method (transform.h); null: not wanted.
+// Rows b0 s0 b1 s1 b2 s2 ... cut into what the two-tap method multiplies: s_i is the middle sample of pair i. A null: not wanted.
+enum PairKind { kSample, kPrevious, kNext, kBefore, kAfter, kOuter, kSum, kBeyond, kPairKinds };
 template <class T>
 struct PairSplit {
   const T* src;
   int64_t src_pitch;
-  T *sample, *previous, *next, *before, *after;
+  T* to[kPairKinds];
   int64_t pitch, rows, n;
 };
 
@@ -141,9 +142,10 @@ struct TileKernels {
   void (*pointer[kMaxVectors + 1][kMaxPointerRows + 1])(const PointerTile<T>&);
   void (*lane_product[kMaxLaneTaps + 1][kMaxLaneVectors + 1])(const LaneProduct<T>&);
   void (*split_pairs)(const PairSplit<T>&);
-  void (*subtract_rows)(T* dst, int64_t dst_pitch, const T* a, const T* b, int64_t src_pitch, int64_t rows, int64_t n);
+  void (*combine_rows)(T* dst, int64_t dst_pitch, const T* a, const T* b, T sign, int64_t src_pitch, int64_t rows, int64_t n);
   void (*add_runs)(T* dst, const T* a, const T* b, int64_t n);
-  void (*add_shared)(T* first, T* second, const T* shared, int64_t n);
+  void (*half_sums)(T* dst, const T* a, const T* b, T sign, const T* c, int64_t n);
+  void (*add_shared)(T* first, T* second, const T* sum, const T* difference, int64_t n);
   // dst[i * dst_stride] = src[i * src_stride], widened
   void (*load_run)(T* dst, int64_t dst_stride, const void* src, int64_t src_stride, int64_t n, DType);
   void (*load_rows)(const RowsLoad<T>&, DType);
