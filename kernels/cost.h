@@ -60,19 +60,20 @@ inline int64_t tiles_within(double share, double bytes_of_one, int64_t tiles) {
 }
 
 // The two-tap method: cycles per vector of transformed samples and of products, with the smaller blocks and shorter stores that they bring, and how much
-// panels count. `gain`: what it must promise over the direct method to be taken. Wide vectors: measured on psmnet_conv6 and gwcnet_conv5 on Zen 5 as what a
-// call takes beside its tiles. AVX2 and NEON: fitted to all axes of 41 layers on Zen 3, where the choice loses 2 % against the best (8 % with the
-// prices of wide vectors).
+// panels count. `pairs_along_rows`: how much more where rows are split into pairs, on whole vectors. `strided`: the factor of transforms of a strided
+// source, as input gradients have. `gain`: what it must promise over the direct method to be taken. Wide vectors: measured on psmnet_conv6 and gwcnet_conv5
+// on Zen 5 as what a call takes beside its tiles. AVX2 and NEON: fitted to all axes of 170 layers and directions on Zen 3, where the choice loses 4.7 %
+// against the best of seven calls of each (5.8 % with prices from before three taps were taken together).
 struct TwoTapPrices {
-  double transformed, shared, panels, packed, gain;
+  double transformed, shared, panels, packed, pairs_along_rows, strided, gain;
 };
-constexpr TwoTapPrices two_tap_prices(int64_t lanes) { return lanes >= 16 ? TwoTapPrices{16, 12, 1, 1, 1.03} : TwoTapPrices{25, 6, 0.13, 0.63, 1.1}; }
+constexpr TwoTapPrices two_tap_prices(int64_t lanes) {
+  return lanes >= 16 ? TwoTapPrices{16, 12, 1, 1, 1.3, 0.94, 1.03} : TwoTapPrices{15.5, 5, 0.2, 1.1, 1.8, 0.86, 1.15};
+}
 constexpr double kTransformedVector = 16;  // in the price of a block, for either
 constexpr double kSharedVector = 12;
 constexpr double kMostTwoTapBytes = double(int64_t(4) << 20);  // transformed samples of a task
 constexpr double kMostTwoTapPanel = 16e6;  // elements of packed weights, 64 MB: 512 to 512 channels of 5^3 would take 537 MB and read them for each task
-// Transforms of a strided source, as input gradients have: 17 of 231 layers take them, 1.18 times as fast as directly in the mean (AVX2: 48, 1.19; worst 0.85).
-constexpr double kStridedTransforms = 0.94;
 
 // What a method runs and moves for one image and group.
 struct MethodWork {
@@ -94,7 +95,7 @@ inline double method_cycles(const MethodWork& w, int64_t lanes) {
   const double panels = (w.strided ? 1 : price.panels) * panel * std::max(1.0, w.positions / task) * (panel < 2e6 ? 0.25 : 0.8);
   if (w.strided && w.direct) return multiply + panels;
   const double packed = price.packed * panel * (panel < 2e6 ? 1.5 : 4.5);  // fresh memory: 4.6 cycles an element (tats_up0)
-  const double strided = w.strided ? kStridedTransforms : 1;
+  const double strided = w.strided ? price.strided : 1;
   return strided * (multiply + panels + packed + w.moves * vectors * (price.transformed * w.kinds * w.channels + price.shared * w.products * w.columns));
 }
 
