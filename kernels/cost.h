@@ -62,7 +62,7 @@ inline int64_t tiles_within(double share, double bytes_of_one, int64_t tiles) {
 // The two-tap method: cycles per vector of transformed samples and of products, with the smaller blocks and shorter stores that they bring, and how much
 // panels count. `pairs_along_rows`: how much more where rows are split into pairs, on whole vectors. `strided`: the factor of transforms of a strided
 // source, as input gradients have. `gain`: what it must promise over the direct method to be taken. Wide vectors: measured on psmnet_conv6 and gwcnet_conv5
-// on Zen 5 as what a call takes beside its tiles. AVX2 and NEON: fitted to all axes of 170 layers and directions on Zen 3, where the choice loses 4.7 %
+// on Zen 5 as what a call takes beside its tiles. AVX2 and NEON: fitted to all axes of 170 layers and directions on Zen 3, where the choice loses 5 %
 // against the best of seven calls of each (5.8 % with prices from before three taps were taken together).
 struct TwoTapPrices {
   double transformed, shared, panels, packed, pairs_along_rows, strided, gain;

@@ -37,12 +37,17 @@ struct Volume {
   double sums = 1;      // packed weights for one channel and column
 };
 
+// Of all products of an axis.
+double terms_of(const TransformedAxis& axis) {
+  double terms = 0;
+  for (const Product& p : axis.products) terms += double(p.terms.size());
+  return terms;
+}
+
 Volume volume_of(const TransformedAxes& axes) {
   Volume v;
   for (const TransformedAxis& axis : axes) {
-    double terms = 0;
-    for (const Product& p : axis.products) terms += double(p.terms.size());
-    v.terms *= terms;
+    v.terms *= terms_of(axis);
     v.products *= double(axis.products.size());
     v.kinds *= double(axis.kinds.size());
     v.sums *= double(axis.terms());
@@ -202,19 +207,18 @@ class TwoTapRun {
   // The shared products join the targets along d, then h, then w, all columns and positions at once.
   void add_shared(size_t first, const PhaseProducts& d, const PhaseProducts& h, T* c) const {
     const int64_t size = columns(first) * ldc_, row = size * int64_t(p_.axes[2].products.size()), plane = row * int64_t(h.size());
-    // Products of a phase, `stride` elements apart: places in `c` of the first, second, sum and difference.
-    const auto join = [&](T* at, const PhaseProducts& places, int64_t stride) {
-      const auto place = [&](size_t i) { return i < places.size() ? at + int64_t(places[i]) * stride : nullptr; };
-      if (places.size() > 2) k_.add_shared(place(0), place(1), place(2), place(3), stride);
+    // `places`: of the products of a phase, `stride` elements apart.
+    const auto join = [&](T* at, const size_t* places, size_t count, int64_t stride) {
+      const auto place = [&](size_t i) { return at + int64_t(places[i]) * stride; };
+      if (count > 2) k_.add_shared(place(0), place(1), place(2), count > 3 ? place(3) : nullptr, stride);
     };
-    const PhaseProducts in_turn{0, 1, 2, 3};
-    const auto first_of = [&](const PhaseProducts& p) { return PhaseProducts(in_turn.begin(), in_turn.begin() + int64_t(p.size())); };
-    join(c, first_of(d), plane);
+    constexpr size_t kInTurn[] = {0, 1, 2, 3};
+    join(c, kInTurn, d.size(), plane);
     for (int64_t pd = 0; pd < targets_of(d); ++pd) {
       T* const at = c + pd * plane;
-      join(at, first_of(h), row);
+      join(at, kInTurn, h.size(), row);
       for (int64_t ph = 0; ph < targets_of(h); ++ph)
-        for (const PhaseProducts& w : p_.axes[2].phases) join(at + ph * row, w, size);
+        for (const PhaseProducts& w : p_.axes[2].phases) join(at + ph * row, w.data(), w.size(), size);
     }
   }
 
@@ -245,14 +249,6 @@ void TwoTapPlan<T>::run(const Gather& original, const Options& options, const Ke
   panels.fill<T>(options, kernels);
   const TwoTapRun<T> run(g, *this, cut, panels, kernels);
   run_tasks<T>(region.tasks(g), run.scratch_size(), options, [&](int64_t task, T* scratch) { run.run(task, scratch); });
-}
-
-// More than one where a phase has more than three taps: such a product reads samples of several kinds, which together outgrow the second-level cache
-// (128 to 96 channels, k5 s2 d2 on 14^3, five taps in one phase: 130 ms, directly 62).
-double terms_per_product(const TransformedAxis& axis) {
-  double terms = 0;
-  for (const Product& p : axis.products) terms += double(p.terms.size());
-  return terms / double(axis.products.size());
 }
 
 bool has_pairs(const AxisPlan& a) {
@@ -287,7 +283,9 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
       work.strided = work.strided || g.axis[a].source_step > 1;
       work.kinds *= 1 + 0.25 * halo;  // of blocks some four positions long
       if (a > 0) work.waste *= 1 + halo / std::min(positions, a == 2 ? 64.0 : 24.0);
-      if (axes[a].step == 2 && g.axis[a].source_step == 1) work.waste *= std::cbrt(terms_per_product(axes[a]));
+      // More than one term a product where a phase has more than three taps: it reads samples of several kinds, which together outgrow the second-level
+      // cache (128 to 96 channels, k5 s2 d2 on 14^3, five taps in one phase: 130 ms, directly 62).
+      if (axes[a].step == 2 && g.axis[a].source_step == 1) work.waste *= std::cbrt(terms_of(axes[a]) / double(axes[a].products.size()));
     }
     // Pairs along w are split row by row, on whole vectors; those along h make for blocks of few rows.
     const int64_t width = axes[2].plan.positions;

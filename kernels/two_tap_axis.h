@@ -55,8 +55,8 @@ struct TransformedAxis {
   int64_t reach = 1;                  // of a pair's kinds, in samples past its middle: 2 where three taps are taken together
   std::map<int64_t, int64_t> parity;  // of the pairs' middle samples, for each source phase
   std::vector<Kind> kinds;
-  std::vector<Product> products;     // those of the targets, in the order of plan.phases, then the shared ones
-  std::vector<PhaseProducts> phases;  // of the axis as it was
+  std::vector<Product> products;           // those of the targets, in the order of plan.phases, then the shared ones
+  std::vector<PhaseProducts> phases;       // of the axis as it was
   std::vector<std::vector<TapSum>> lists;  // weights of the products; products with the same weights have the same list
   int64_t least_shift = 0, most_shift = 0;
 

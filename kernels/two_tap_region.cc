@@ -5,6 +5,18 @@
 
 namespace tconv3d {
 
+namespace {
+
+// `before`: the sample before a pair's middle.
+PairKind pair_kind(const Kind& kind, int64_t before) {
+  const int64_t at = kind.at - before;
+  if (kind.sign == 0) return at == 0 ? kPrevious : at == 1 ? kSample : kNext;
+  if (kind.sign > 0) return kSum;
+  return at == 3 ? kBeyond : at == 2 ? kAfter : kind.other == before + 1 ? kBefore : kOuter;
+}
+
+}  // namespace
+
 template <class T>
 TwoTapRegion<T>::TwoTapRegion(const Gather& g, const TransformedAxes& axes, const std::array<int64_t, 3>& block, const TileKernels<T>& k)
     : g_(g), axes_(axes), k_(k), source_(g) {
@@ -41,14 +53,6 @@ typename TwoTapRegion<T>::Span TwoTapRegion<T>::span(size_t a, const Source& s, 
   const int64_t first = axes_[a].step * (from + axes_[a].least_shift) + s.at, last = floor_div(axis.source_size - 1 - s.phase, axis.source_step);
   const int64_t begin = std::clamp<int64_t>(-first, 0, s.count), end = std::clamp<int64_t>(last - first + 1, begin, s.count);
   return {begin, end, (first + begin) * axis.source_step + s.phase};
-}
-
-// `before`: the sample before a pair's middle.
-PairKind pair_kind(const Kind& kind, int64_t before) {
-  const int64_t at = kind.at - before;
-  if (kind.sign == 0) return at == 0 ? kPrevious : at == 1 ? kSample : kNext;
-  if (kind.sign > 0) return kSum;
-  return at == 3 ? kBeyond : at == 2 ? kAfter : kind.other == before + 1 ? kBefore : kOuter;
 }
 
 // rows[kind w][sample h][w] of one plane of the source, for each source of h in turn.
@@ -101,8 +105,8 @@ void TwoTapRegion<T>::transform_plane(T* plane_of_kinds, const T* rows) const {
     for (size_t s = 0; s < of; ++s) from += kinds(2) * sources_[1][s].count * pitch;
     const Source& source = sources_[1][of];
     for (int64_t w = 0; w < kinds(2); ++w, plane_of_kinds += plane(), from += source.count * pitch)
-      k_.combine_rows(plane_of_kinds, pitch, from + (kind.at - source.at) * pitch, kind.sign ? from + (kind.other - source.at) * pitch : nullptr,
-                      T(kind.sign), axes_[1].step * pitch, length_[1], pitch);
+      k_.combine_rows(plane_of_kinds, pitch, from + (kind.at - source.at) * pitch, kind.sign ? from + (kind.other - source.at) * pitch : nullptr, T(kind.sign),
+                      axes_[1].step * pitch, length_[1], pitch);
   }
 }
 
