@@ -44,6 +44,10 @@ double terms_of(const TransformedAxis& axis) {
   return terms;
 }
 
+double products_with_terms(const TransformedAxis& axis) {
+  return double(std::count_if(axis.products.begin(), axis.products.end(), [](const Product& p) { return !p.terms.empty(); }));
+}
+
 Volume volume_of(const TransformedAxes& axes) {
   Volume v;
   for (const TransformedAxis& axis : axes) {
@@ -285,7 +289,7 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
       if (a > 0) work.waste *= 1 + halo / std::min(positions, a == 2 ? 64.0 : 24.0);
       // More than one term a product where a phase has more than three taps: it reads samples of several kinds, which together outgrow the second-level
       // cache (128 to 96 channels, k5 s2 d2 on 14^3, five taps in one phase: 130 ms, directly 62).
-      if (axes[a].step == 2 && g.axis[a].source_step == 1) work.waste *= std::cbrt(terms_of(axes[a]) / double(axes[a].products.size()));
+      if (axes[a].step == 2 && g.axis[a].source_step == 1) work.waste *= std::cbrt(terms_of(axes[a]) / products_with_terms(axes[a]));
     }
     // Pairs along w are split row by row, on whole vectors; those along h make for blocks of few rows.
     const int64_t width = axes[2].plan.positions;

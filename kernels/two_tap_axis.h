@@ -10,7 +10,8 @@
 //     y[j+1] = g2 (s[n+2] - s[n])   + sum - difference     difference = (g0 - g1 + g2)/2 (s[n+1] - s[n])
 //
 // n = 2q + parity: pairs lie at fixed source samples, so a target's bits do not depend on where a block starts. A tap without a neighbour (the one tap of k3
-// s2's even phase) joins the first or the last product with the sample itself. Halves are exact, so integers stay so.
+// s2's even phase) joins the first or the last product with the sample itself. Halves are exact: integers stay so while sums of magnitudes stay below 2^16 in
+// float32 (3 times the sum, in halves, along each of three axes).
 #pragma once
 
 #include "geometry.h"
@@ -107,7 +108,8 @@ inline std::map<int64_t, std::vector<Tap>> by_source(const Phase& phase) {
   return taps;
 }
 
-// How many taps from t on read one sample after the other. An odd number of them: pairs, and the last three together.
+// How many taps from t on read one sample after the other: all or one, since the taps of a phase lie equally far apart. An odd number of them is taken in
+// pairs and the last three together.
 inline int64_t neighbours_from(const std::vector<Tap>& taps, size_t t) {
   int64_t n = 1;
   for (; t + 1 < taps.size() && taps[t + 1].offset == taps[t].offset + 1; ++t) ++n;
@@ -146,9 +148,9 @@ inline PhaseChains pair_taps(TransformedAxis& axis, const Phase& phase, int64_t 
   for (const auto& [source, taps] : by_source(phase)) {
     const int64_t p = axis.parity.at(source);
     for (size_t t = 0; t < taps.size(); ++t) {
-      const int64_t middle = taps[t].offset + 1 + start - p;  // from 2q + parity to the pair's middle sample
-      const int64_t neighbours = neighbours_from(taps, t), shift = middle / 2;
-      if (neighbours == 3 && middle % 2 == 0) {
+      // From 2q + parity to the pair's middle sample: even, as paired_axis places the first pair and the others follow in twos.
+      const int64_t shift = (taps[t].offset + 1 + start - p) / 2, neighbours = neighbours_from(taps, t);
+      if (neighbours == 3) {
         const int64_t k0 = taps[t].kernel, k1 = taps[t + 1].kernel, k2 = taps[t + 2].kernel;
         add_term(axis, c.first, {source, p - 1, p + 1, -1}, shift, {k0});
         add_term(axis, c.second, {source, p + 2, p, -1}, shift, {k2});
@@ -158,7 +160,7 @@ inline PhaseChains pair_taps(TransformedAxis& axis, const Phase& phase, int64_t 
         t += 2;
         continue;
       }
-      if (neighbours >= 2 && middle % 2 == 0) {
+      if (neighbours >= 2) {
         const int64_t k0 = taps[t].kernel, k1 = taps[t + 1].kernel;
         add_term(axis, c.first, {source, p - 1, p, -1}, shift, {k0});
         add_term(axis, c.second, {source, p + 1, p, -1}, shift, {k1});

@@ -3,7 +3,7 @@
 //
 //     region = [kind d][kind h][kind w][channel][d][h][w]
 //
-// Without a halo where no product reaches past its own position (all kernels up to 2 * stride): then a block of any shape fills the lanes.
+// Without a halo where no product reaches past its own position (k4 s2, k3 s1): then a block of any shape fills the lanes.
 #pragma once
 
 #include "region.h"

@@ -79,6 +79,27 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("seed", range(4))
+def test_integers_are_exact_while_sums_of_magnitudes_stay_below_2_to_the_16th(layer: str, seed: int) -> None:
+    g, rng = LAYERS[layer], np.random.default_rng(seed)
+    x = rng.choice([-1.0, 0, 0, 0, 1], (1, 32, *g.input_size)) * rng.integers(1, 120, (1, 32, *g.input_size))
+    weight = rng.choice([-1.0, 0, 0, 0, 1], (32, 16, *g.kernel_size))
+    weight *= np.floor((2**16 - 1) / reference.forward(abs(x), abs(weight), None, g).max())
+    assert 2**15 < reference.forward(abs(x), abs(weight), None, g).max() < 2**16
+    y = forward(x.astype(np.float32), weight.astype(np.float32), g, "two_tap")
+    np.testing.assert_array_equal(y, reference.forward(x, weight, None, g))
+
+
+def test_samples_beyond_an_eighth_of_the_largest_float_may_overflow_and_direct_is_the_cure() -> None:
+    g = LAYERS["k3s1"]
+    x = np.full((1, 1, *g.input_size), 1e38, np.float32)
+    weight = np.full((1, 8, *g.kernel_size), 0.01, np.float32)
+    assert np.isfinite(forward(x, weight, g, "direct")).all()
+    assert not np.isfinite(forward(x, weight, g, "two_tap")).all()
+    assert np.isfinite(forward(x * np.float32(0.4), weight, g, "two_tap")).all()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("data", ["normal", "constant", "alternating"])
 def test_the_error_keeps_the_promise(layer: str, data: str) -> None:
     """Within 4 eps sqrt(terms) of the largest sum of magnitudes, also where differences of neighbors are largest."""

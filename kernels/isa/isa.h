@@ -66,8 +66,18 @@ struct LaneProduct {
   bool accumulate;
 };
 
-// Rows b0 s0 b1 s1 b2 s2 ... cut into what the two-tap method multiplies: s_i is the middle sample of pair i. A null: not wanted.
-enum PairKind { kSample, kPrevious, kNext, kBefore, kAfter, kOuter, kSum, kBeyond, kPairKinds };
+// Rows b0 s0 b1 s1 b2 s2 ... cut into what the two-tap method multiplies; s_i is the middle sample of pair i. A null: not wanted.
+enum PairKind {
+  kSample,    // s_i
+  kPrevious,  // b_i
+  kNext,      // b_(i+1)
+  kBefore,    // b_i - s_i
+  kAfter,     // b_(i+1) - s_i
+  kOuter,     // b_i - b_(i+1)
+  kSum,       // s_i + b_(i+1)
+  kBeyond,    // s_(i+1) - s_i
+  kPairKinds
+};
 template <class T>
 struct PairSplit {
   const T* src;

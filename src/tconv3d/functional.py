@@ -62,8 +62,9 @@ def conv_transpose3d(
     with an operand.
 
     An infinity or NaN in the input reaches the outputs that it should and no others; where the two-tap method runs
-    (``tconv3d explain --plan`` says where) an infinity may arrive as NaN, and a sample that is 1e-7 of its neighbor
-    drowns in it: TCONV3D_ALGORITHM=direct is the cure for both. An infinity in the weight may also turn outputs at
+    (``tconv3d explain --plan`` says where) an infinity may arrive as NaN, samples beyond an eighth of the largest
+    float may overflow, and a sample that is 1e-7 of a neighbor drowns in it: TCONV3D_ALGORITHM=direct is the cure for
+    all three. An infinity in the weight may also turn outputs at
     the border into NaN: the engine multiplies the zeros around the input.
 
     Raises TypeError for operands that are no plain arrays and for numbers of the wrong type, RuntimeError for sizes
