@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The two-tap method (two_tap_axis.h) on any of the axes, nested: k4 s2 takes 27 products where the direct method takes 64, k3 s2 125 for 216,
-// k3 s1 64 for 216.
-// A task transforms the samples of a block of positions, runs the register tile of the spatial family over every product, adds the shared products
-// to the targets that they serve, and stores rows as the spatial family does.
+// k3 s1 64 for 216. A task transforms the samples of a block of positions, runs the register tile of the spatial family over every product, adds the
+// shared products to the targets that they serve, and stores rows as the spatial family does.
 #include <cmath>
 
 #include "two_tap_region.h"
@@ -256,10 +255,9 @@ void TwoTapPlan<T>::run(const Gather& original, const Options& options, const Ke
 }
 
 bool has_pairs(const AxisPlan& a) {
-  int64_t offset;
   for (const Phase& phase : a.phases)
     for (const auto& [source, taps] : two_tap_detail::by_source(phase))
-      if (two_tap_detail::first_pair(taps, &offset)) return true;
+      if (two_tap_detail::neighbours(taps, 0)) return true;
   return false;
 }
 

@@ -108,20 +108,8 @@ inline std::map<int64_t, std::vector<Tap>> by_source(const Phase& phase) {
   return taps;
 }
 
-// How many taps from t on read one sample after the other: all or one, since the taps of a phase lie equally far apart. An odd number of them is taken in
-// pairs and the last three together.
-inline int64_t neighbours_from(const std::vector<Tap>& taps, size_t t) {
-  int64_t n = 1;
-  for (; t + 1 < taps.size() && taps[t + 1].offset == taps[t].offset + 1; ++t) ++n;
-  return n;
-}
-
-// The offset of the first of two neighbouring taps, if there are such.
-inline bool first_pair(const std::vector<Tap>& taps, int64_t* offset) {
-  for (size_t t = 0; t + 1 < taps.size(); ++t)
-    if (taps[t + 1].offset == taps[t].offset + 1) return *offset = taps[t].offset, true;
-  return false;
-}
+// Whether tap t and the next one read one sample after the other. The taps of a phase lie equally far apart, so all of them do or none.
+inline bool neighbours(const std::vector<Tap>& taps, size_t t) { return t + 1 < taps.size() && taps[t + 1].offset == taps[t].offset + 1; }
 
 }  // namespace two_tap_detail
 
@@ -149,8 +137,8 @@ inline PhaseChains pair_taps(TransformedAxis& axis, const Phase& phase, int64_t 
     const int64_t p = axis.parity.at(source);
     for (size_t t = 0; t < taps.size(); ++t) {
       // From 2q + parity to the pair's middle sample: even, as paired_axis places the first pair and the others follow in twos.
-      const int64_t shift = (taps[t].offset + 1 + start - p) / 2, neighbours = neighbours_from(taps, t);
-      if (neighbours == 3) {
+      const int64_t shift = (taps[t].offset + 1 + start - p) / 2;
+      if (neighbours(taps, t) && t + 3 == taps.size()) {  // of an odd number, the last three
         const int64_t k0 = taps[t].kernel, k1 = taps[t + 1].kernel, k2 = taps[t + 2].kernel;
         add_term(axis, c.first, {source, p - 1, p + 1, -1}, shift, {k0});
         add_term(axis, c.second, {source, p + 2, p, -1}, shift, {k2});
@@ -160,7 +148,7 @@ inline PhaseChains pair_taps(TransformedAxis& axis, const Phase& phase, int64_t 
         t += 2;
         continue;
       }
-      if (neighbours >= 2) {
+      if (neighbours(taps, t)) {
         const int64_t k0 = taps[t].kernel, k1 = taps[t + 1].kernel;
         add_term(axis, c.first, {source, p - 1, p, -1}, shift, {k0});
         add_term(axis, c.second, {source, p + 1, p, -1}, shift, {k1});
@@ -197,9 +185,10 @@ inline TransformedAxis paired_axis(const AxisPlan& a, int pairing) {
   std::vector<Half> halves;
   std::vector<std::array<Chain, 2>> shared;  // of each phase: sum, difference
   for (const Phase& phase : a.phases) {
-    int64_t start = 0, offset = 0;
+    int64_t start = 0;
     for (const auto& [source, taps] : by_source(phase)) {
-      const bool pairs = first_pair(taps, &offset);
+      const bool pairs = neighbours(taps, 0);
+      const int64_t offset = taps[0].offset;
       if (a.source_step == 1 && pairs) start = -floor_mod(offset + 1 + parity, 2);
       axis.parity[source] = a.source_step == 1 ? parity : pairs ? floor_mod(offset + 1, 2) : 0;
     }

@@ -64,8 +64,8 @@ def conv_transpose3d(
     An infinity or NaN in the input reaches the outputs that it should and no others; where the two-tap method runs
     (``tconv3d explain --plan`` says where) an infinity may arrive as NaN, samples beyond an eighth of the largest
     float may overflow, and a sample that is 1e-7 of a neighbor drowns in it: TCONV3D_ALGORITHM=direct is the cure for
-    all three. An infinity in the weight may also turn outputs at
-    the border into NaN: the engine multiplies the zeros around the input.
+    all three. An infinity in the weight may also turn outputs at the border into NaN: the engine multiplies the zeros
+    around the input.
 
     Raises TypeError for operands that are no plain arrays and for numbers of the wrong type, RuntimeError for sizes
     that do not fit together, ValueError for a bad ``output_size`` or ``out``, NotImplementedError for dtypes that
