@@ -86,6 +86,7 @@ struct Chain {
 };
 
 inline void add_term(TransformedAxis& axis, Chain& chain, const Kind& kind, int64_t shift, TapSum weight) {
+  if (axis.kinds.empty()) axis.least_shift = axis.most_shift = shift;
   chain.terms.push_back({kind_index(axis, kind), shift});
   chain.weights.push_back(weight);
   axis.least_shift = std::min(axis.least_shift, shift);
