@@ -11,6 +11,7 @@
 
 #include "cost.h"
 #include "gather.h"
+#include "kept_plans.h"
 
 namespace tconv3d {
 
@@ -70,16 +71,12 @@ int64_t chunk_of(const Problem& p, Direction direction) {
   return channel_chunk(taps);
 }
 
-// Plans of this thread's latest calls: no lock on the way of a small call, and a layer in a loop is planned once.
 struct KeptPlan {
-  std::vector<int64_t> key;
   std::array<AxisPlan, 3> axis;
   std::unique_ptr<Plan> plan;  // null where no tap reaches any target
   bool covered;                // every target is written by the plan
 };
-constexpr size_t kKeptPlans = 32;
-thread_local std::array<std::shared_ptr<const KeptPlan>, kKeptPlans> kept_plans;
-thread_local size_t next_plan = 0;
+thread_local KeptPlans<KeptPlan, 11> kept_plans;
 
 Method method_by(Algorithm algorithm, const Gather& g, const Kernels& kernels) {
   return algorithm == Algorithm::direct ? kDirect : algorithm == Algorithm::two_tap ? two_tap_everywhere(g) : two_tap_where_it_pays(g, kernels.f32.lanes);
@@ -130,46 +127,35 @@ std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, 
   const PlanContext context{kernels, options.threads, chunk_of(p, direction), is_rows<T>(source), is_rows<T>(target)};
   const Algorithm algorithm = active_algorithm();
   const Method handed = options.method.value_or(Method{-1, -1, -1});
-  std::array<int64_t, 33> key{int64_t(direction),
-                              int64_t(sizeof(T)),
-                              int64_t(algorithm),
-                              int64_t(options.family),
-                              int64_t(reinterpret_cast<intptr_t>(&kernels)),
-                              options.threads,
-                              context.source_is_rows,
-                              context.target_is_rows,
-                              p.batch,
-                              p.groups,
-                              p.in_channels,
-                              p.out_channels,
-                              handed[0],
-                              handed[1],
-                              handed[2]};
-  for (size_t a = 0; a < 3; ++a) {
-    const Axis& x = p.axis[a];
-    std::copy_n(std::array<int64_t, 6>{x.input, x.kernel, x.stride, x.dilation, x.crop, x.output}.begin(), 6, key.begin() + 15 + 6 * a);
-  }
-  for (const auto& kept : kept_plans)
-    if (kept && std::equal(key.begin(), key.end(), kept->key.begin())) return kept;
-  auto fresh = std::make_shared<KeptPlan>();
-  fresh->key.assign(key.begin(), key.end());
-  bool reached = p.in_channels > 0 && p.out_channels > 0 && p.batch > 0;
-  fresh->covered = true;
-  for (size_t a = 0; a < 3; ++a) {
-    fresh->axis[a] = direction == Direction::forward ? forward_axis(p.axis[a], a == 2) : input_grad_axis(p.axis[a]);
-    reached = reached && fresh->axis[a].source_size > 0 && fresh->axis[a].positions > 0;
-    fresh->covered = fresh->covered && fresh->axis[a].covered;
-  }
-  fresh->covered = fresh->covered && reached;
-  if (reached) fresh->plan = choose<T>(p, gather(p, direction, fresh->axis, source, w, target, nullptr), direction, options, algorithm, context);
-  kept_plans[next_plan++ % kKeptPlans] = fresh;
-  return fresh;
+  const std::array<int64_t, 11> rest{int64_t(direction),
+                                     int64_t(sizeof(T)),
+                                     int64_t(algorithm),
+                                     int64_t(options.family),
+                                     int64_t(reinterpret_cast<intptr_t>(&kernels)),
+                                     options.threads,
+                                     context.source_is_rows,
+                                     context.target_is_rows,
+                                     handed[0],
+                                     handed[1],
+                                     handed[2]};
+  return kept_plans.get(plan_key(rest, p), [&] {
+    auto fresh = std::make_shared<KeptPlan>();
+    bool reached = p.in_channels > 0 && p.out_channels > 0 && p.batch > 0;
+    fresh->covered = true;
+    for (size_t a = 0; a < 3; ++a) {
+      fresh->axis[a] = direction == Direction::forward ? forward_axis(p.axis[a], a == 2) : input_grad_axis(p.axis[a]);
+      reached = reached && fresh->axis[a].source_size > 0 && fresh->axis[a].positions > 0;
+      fresh->covered = fresh->covered && fresh->axis[a].covered;
+    }
+    fresh->covered = fresh->covered && reached;
+    if (reached) fresh->plan = choose<T>(p, gather(p, direction, fresh->axis, source, w, target, nullptr), direction, options, algorithm, context);
+    return fresh;
+  });
 }
 
 template <class T>
 void run(const Problem& p, Direction direction, const View& source, const View& w, const View& target, const View* bias, const Options& options) {
   const Kernels& kernels = active_kernels();
-  // Held here: a signal handler that runs during the call may plan another layer on this thread.
   const std::shared_ptr<const KeptPlan> kept = plan_for<T>(p, direction, source, w, target, options, kernels);
   const Gather g = gather(p, direction, kept->axis, source, w, target, bias);
   if (!kept->covered) fill_bias<T>(g, !kept->plan || !kept->axis[2].covered, options, kernels);

@@ -76,6 +76,9 @@ struct Options {
 // What forward (or, `backward`, input_grad) of float32 or float64 arrays, C-contiguous, would run, and the cycles that the cost model expects.
 std::string describe_plan(const Problem&, DType, bool backward, const Options&);
 
+// Likewise of weight_grad.
+std::string describe_weight_grad(const Problem&, DType);
+
 // The method that forward takes by itself. Bits depend on it, and it on the size of the image.
 Method method_of(const Problem&);
 

@@ -41,12 +41,35 @@ static void split_pairs(const PairSplit<T>& a) {
   }
 }
 
-// dst[r*dst_pitch + i] = a[r*src_pitch + i] + sign * b[r*src_pitch + i], sign 1 or -1, or a alone where b is null
+// `Vectors` at once: rows of one to four vectors, around which a loop would take longer than the additions.
+template <class T, int Vectors>
+static void combine_short_rows(T* dst, int64_t dst_pitch, const T* a, const T* b, T factor, int64_t src_pitch, int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r, dst += dst_pitch, a += src_pitch) {
+    Vec<T> sum[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) sum[v] = load<T>(a + v * kLanes<T>);
+    if (b) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[v] += factor * load<T>(b + v * kLanes<T>);
+      b += src_pitch;
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) store<T>(dst + v * kLanes<T>, sum[v]);
+  }
+}
+
+// dst[r*dst_pitch + i] = a[r*src_pitch + i] + factor * b[r*src_pitch + i], a power of two, or a alone where b is null
 template <class T>
-static void combine_rows(T* dst, int64_t dst_pitch, const T* a, const T* b, T sign, int64_t src_pitch, int64_t rows, int64_t n) {
+static void combine_rows(T* dst, int64_t dst_pitch, const T* a, const T* b, T factor, int64_t src_pitch, int64_t rows, int64_t n) {
+  if (rows > 1) {
+    if (n == kLanes<T>) return combine_short_rows<T, 1>(dst, dst_pitch, a, b, factor, src_pitch, rows);
+    if (n == 2 * kLanes<T>) return combine_short_rows<T, 2>(dst, dst_pitch, a, b, factor, src_pitch, rows);
+    if (n == 3 * kLanes<T>) return combine_short_rows<T, 3>(dst, dst_pitch, a, b, factor, src_pitch, rows);
+    if (n == 4 * kLanes<T>) return combine_short_rows<T, 4>(dst, dst_pitch, a, b, factor, src_pitch, rows);
+  }
   for (int64_t r = 0; r < rows; ++r, dst += dst_pitch, a += src_pitch) {
     if (b) {
-      for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, load<T>(a + i) + sign * load<T>(b + i), m); });
+      for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, load<T>(a + i) + factor * load<T>(b + i), m); });
       b += src_pitch;
     } else {
       for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, load<T>(a + i), m); });

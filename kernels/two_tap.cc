@@ -254,13 +254,6 @@ void TwoTapPlan<T>::run(const Gather& original, const Options& options, const Ke
   run_tasks<T>(region.tasks(g), run.scratch_size(), options, [&](int64_t task, T* scratch) { run.run(task, scratch); });
 }
 
-bool has_pairs(const AxisPlan& a) {
-  for (const Phase& phase : a.phases)
-    for (const auto& [source, taps] : two_tap_detail::by_source(phase))
-      if (two_tap_detail::neighbours(taps, 0)) return true;
-  return false;
-}
-
 }  // namespace
 
 Method two_tap_everywhere(const Gather& g) {

@@ -114,6 +114,14 @@ inline bool neighbours(const std::vector<Tap>& taps, size_t t) { return t + 1 < 
 
 }  // namespace two_tap_detail
 
+// Whether the method applies.
+inline bool has_pairs(const AxisPlan& a) {
+  for (const Phase& phase : a.phases)
+    for (const auto& [source, taps] : two_tap_detail::by_source(phase))
+      if (two_tap_detail::neighbours(taps, 0)) return true;
+  return false;
+}
+
 inline TransformedAxis direct_axis(const AxisPlan& a) {
   TransformedAxis axis;
   axis.plan = a;

@@ -3,12 +3,15 @@
 // grad_output are packed in panels, [channels of a tile][position][channel], then every (tap, group, column tile) adds its products. The blocks in
 // turn are cut into strands with sums of their own, which are added at the end. Both cuts depend on the shape, the dtypes and the instruction set
 // alone, so the order of additions is the same for any number of threads, whether they share the work of a block or take a strand each.
+#include <cstdio>
 #include <cstring>
 #include <limits>
 
 #include "cost.h"
 #include "engine.h"
 #include "gather.h"
+#include "kept_plans.h"
+#include "weight_grad.h"
 
 namespace tconv3d {
 
@@ -63,9 +66,9 @@ struct Layout {
   double cycles;
 };
 
-// An element turned to channels last, and what a line adds to each tile that reads its rows in place. Two threads, ms, packed and in place:
-// monai_swinunetr 21 and 12, nnunet_aniso 32 and 20, kb_l1_77 6.5 and 3.9; lines of 4 to 6 (nnunet_320_320_4, monai_unet_384_64) lose a sixth.
-constexpr double kPackedSample = 1.5, kLineCycles = 36;
+// What a line adds to each tile that reads its rows in place. Two threads, ms, packed and in place: monai_swinunetr 21 and 12, nnunet_aniso 32 and 20,
+// kb_l1_77 6.5 and 3.9; lines of 4 to 6 (nnunet_320_320_4, monai_unet_384_64) lose a sixth.
+constexpr double kLineCycles = 36;
 
 struct Lines {
   int64_t from_d, from_h, depth, rows, width;  // lines packed: [image][d][h], each width positions of all channels
@@ -98,7 +101,17 @@ class WeightGrad {
     lane_channels_ = depthwise_ ? p.groups : lanes_.channels;
     outer_groups_ = depthwise_ ? 1 : p.groups;
     padded_lanes_ = ceil_div(lane_channels_, k_.lanes) * k_.lanes;
-    cut_blocks();
+    cycles_ = cut_blocks();
+  }
+
+  double cycles() const { return cycles_; }
+
+  std::string describe() const {
+    const std::string tile = depthwise_
+                                 ? "tiles of " + by({row_taps_}) + " taps x " + by({layout_.vectors}) + " vectors of groups"
+                                 : "tiles of " + by({layout_.rows}) + " rows x " + by({layout_.vectors}) + " vectors, " +
+                                       (layout_.lanes_are_input ? "input" : "grad_output") + " on the lanes" + (layout_.in_place ? ", rows in place" : "");
+    return "direct: " + tile + "; " + by({blocks()}) + " blocks of " + by({block_[0], block_[1], block_[2], p_.axis[2].input}) + " positions";
   }
 
   void run() {
@@ -271,7 +284,7 @@ class WeightGrad {
   // Of all positions and taps.
   double product_cycles() const {
     const double positions = double(extent_[0] * extent_[1] * extent_[2] * p_.axis[2].input);
-    return positions * double(taps_) * (depthwise_ ? double(padded_lanes_ / k_.lanes) : double(p_.groups) * layout_.cycles);
+    return positions * double(taps_ / row_taps_) * (depthwise_ ? double(padded_lanes_ / k_.lanes) : double(p_.groups) * layout_.cycles);
   }
 
   // Elements packed for all blocks, halo included.
@@ -526,27 +539,16 @@ class WeightGrad {
     });
   }
 
-  // Sums of a part -> gw (in, out per group, kd, kh, kw). Where the kernel's elements are contiguous, lanes and taps change places block by block:
-  // element by element, a 268 MB gradient took a second.
+  // Sums of a part -> gw (in, out per group, kd, kh, kw).
   void write(const Part& part, const T* sums, const Options& options) const {
     const int64_t row_stride = gw_.stride[layout_.lanes_are_input ? 1 : 0], lane_stride = gw_.stride[layout_.lanes_are_input || depthwise_ ? 0 : 1];
-    const int64_t kh = p_.axis[1].kernel, kw = p_.axis[2].kernel, tap_stride = part.groups * part.rows * part.lanes;
-    const int64_t lanes = std::min(part.lanes, lane_channels_ - part.lane);
-    const bool contiguous = gw_.element_size() == int64_t(sizeof(T)) && gw_.stride[4] == 1 && gw_.stride[3] == kw && gw_.stride[2] == kh * kw;
-    const DType accumulated = sizeof(T) == 8 ? DType::float64 : DType::float32;
+    const int64_t tap_stride = part.groups * part.rows * part.lanes, lanes = std::min(part.lanes, lane_channels_ - part.lane);
     parallel_for(
         part.groups * part.rows, options.threads,
         [&](int64_t task, int) {
           const int64_t group = part.group + task / part.rows, row = part.row + task % part.rows;
           const int64_t at = group * (p_.in_channels / p_.groups) * gw_.stride[0] + row * row_stride + part.lane * lane_stride;
-          const T* from = sums + task * part.lanes;
-          if (contiguous) {
-            k_.pack_positions(static_cast<T*>(gw_.at(at)), lane_stride, from, tap_stride, taps_, 1, lanes, accumulated);
-            return;
-          }
-          for (int64_t tap = 0; tap < taps_; ++tap)
-            k_.store_run(gw_.at(at + tap / (kh * kw) * gw_.stride[2] + tap / kw % kh * gw_.stride[3] + tap % kw * gw_.stride[4]), lane_stride,
-                         from + tap * tap_stride, 1, lanes, gw_.dtype);
+          store_taps(p_, gw_, at, lane_stride, sums + task * part.lanes, tap_stride, lanes, k_);
         },
         options.stop);
   }
@@ -561,9 +563,58 @@ class WeightGrad {
   int64_t row_taps_ = 1;  // taps along w that share a tile
   int64_t padded_lanes_, lane_channels_, outer_groups_, taps_;
   std::array<int64_t, 3> extent_, block_;
+  double cycles_;  // of products and packing
 };
 
+// What the two-tap method must promise, and the cycles of the direct method from which on it is asked at all.
+constexpr double kTwoTapGain = 1.1, kTwoTapWork = 2e6;
+
+struct KeptChoice {
+  std::unique_ptr<WeightGradPlan> two_tap;  // null: directly
+};
+thread_local KeptPlans<KeptChoice, 4> kept_choices;
+
+template <class T>
+std::shared_ptr<const KeptChoice> choose(const Problem& p, const View& x, const View& gy, const WeightGrad<T>& direct, const Kernels& kernels) {
+  const Algorithm algorithm = active_algorithm();
+  const std::array<int64_t, 4> rest{int64_t(x.dtype), int64_t(gy.dtype), int64_t(algorithm), int64_t(reinterpret_cast<intptr_t>(&kernels))};
+  return kept_choices.get(plan_key(rest, p), [&] {
+    auto choice = std::make_shared<KeptChoice>();
+    if (algorithm == Algorithm::direct || (algorithm == Algorithm::automatic && direct.cycles() < kTwoTapWork)) return choice;
+    auto plan = plan_two_tap_weight_grad<T>(p, kernels);
+    if (plan && (algorithm == Algorithm::two_tap || plan->cycles * kTwoTapGain < direct.cycles())) choice->two_tap = std::move(plan);
+    return choice;
+  });
+}
+
+template <class T>
+void run(const Problem& p, const View& x, const View& gy, const View& gw, const Options& options, const Kernels& kernels) {
+  WeightGrad<T> direct(p, x, gy, gw, options, kernels);
+  const auto choice = choose(p, x, gy, direct, kernels);
+  if (choice->two_tap)
+    choice->two_tap->run(x, gy, gw, options);
+  else
+    direct.run();
+}
+
+template <class T>
+std::string describe(const Problem& p, const View& stored) {
+  const Options options;
+  const WeightGrad<T> direct(p, stored, stored, stored, options, active_kernels());
+  const auto choice = choose(p, stored, stored, direct, active_kernels());
+  const WeightGradPlan* const two_tap = choice->two_tap.get();
+  char cycles[64];
+  std::snprintf(cycles, sizeof cycles, "; %.3g cycles expected", two_tap ? two_tap->cycles : direct.cycles());
+  return (two_tap ? two_tap->describe() : direct.describe()) + cycles;
+}
+
 }  // namespace
+
+std::string describe_weight_grad(const Problem& p, DType dtype) {
+  if (p.in_channels == 0 || p.out_channels == 0) return "nothing: the weight has no element";
+  const View stored{nullptr, dtype, {}};
+  return dtype == DType::float64 ? describe<double>(p, stored) : describe<float>(p, stored);
+}
 
 void weight_grad(const Problem& p, const View& x, const View& gy, const View& gw, const Options& options) {
   if (p.in_channels == 0 || p.out_channels == 0) return;  // no element to write
@@ -573,9 +624,9 @@ void weight_grad(const Problem& p, const View& x, const View& gy, const View& gw
   Options limited = options;
   limited.threads = useful_threads(multiply_adds / kernels.f32.lanes, options.threads);
   if (x.dtype == DType::float64)
-    WeightGrad<double>(p, x, gy, gw, limited, kernels).run();
+    run<double>(p, x, gy, gw, limited, kernels);
   else
-    WeightGrad<float>(p, x, gy, gw, limited, kernels).run();
+    run<float>(p, x, gy, gw, limited, kernels);
 }
 
 }  // namespace tconv3d

@@ -478,6 +478,7 @@ def test_the_plan_names_method_blocks_and_threads() -> None:
         tconv3d.set_num_threads(before)
         _core.set_algorithm(algorithm)
     assert "with 2 threads\n  forward         two-tap along dhw\n" in text
+    assert "  weight gradient two-tap along dhw\n" in text
     assert "cycles expected" in text
     assert "Plan on" not in explain(layer, (1, 128, 12, 16, 32))
 

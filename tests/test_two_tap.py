@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -46,6 +47,17 @@ def input_grad(gy: np.ndarray, weight: np.ndarray, g: Geometry, algorithm: str) 
     return gx
 
 
+def weight_grad(x: np.ndarray, gy: np.ndarray, g: Geometry, algorithm: str) -> np.ndarray:
+    _core.set_algorithm(algorithm)
+    gw = np.full((x.shape[1], gy.shape[1] // g.groups, *g.kernel_size), 77, x.dtype)
+    _core.weight_grad(x, gy, gw, *arguments(g))
+    return gw
+
+
+def channels_last(a: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(a, 1, -1)).transpose(0, 4, 1, 2, 3)
+
+
 def draw_geometry(rng: np.random.Generator) -> Geometry:
     size, kernel, stride = (tuple(map(int, rng.integers(low, high, 3))) for low, high in ((1, 12), (2, 8), (1, 4)))
     dilation = tuple(map(int, rng.choice([1, 1, 1, 2], 3)))
@@ -67,6 +79,7 @@ def test_integers_are_exact_on_every_geometry_it_applies_to(seed: int, isa: str)
     _core.set_instruction_set(isa)
     np.testing.assert_array_equal(forward(x, weight, g, "two_tap"), reference.forward(x, weight, None, g))
     np.testing.assert_array_equal(input_grad(gy, weight, g, "two_tap"), reference.input_grad(gy, weight, g))
+    np.testing.assert_array_equal(weight_grad(x, gy, g, "two_tap"), reference.weight_grad(x, gy, g))
 
 
 LAYERS = {
@@ -120,6 +133,10 @@ def test_the_error_keeps_the_promise(layer: str, data: str) -> None:
     magnitude = reference.input_grad(abs(gy).astype(float), abs(weight).astype(float), g).max()
     bound = 4 * EPS * (16 * np.prod(g.kernel_size)) ** 0.5 * magnitude
     np.testing.assert_allclose(input_grad(gy, weight, g, "two_tap"), exact, rtol=0, atol=bound)
+    exact = reference.weight_grad(x.astype(float), gy.astype(float), g)
+    magnitude = reference.weight_grad(abs(x).astype(float), abs(gy).astype(float), g).max()
+    bound = 4 * EPS * np.prod(g.input_size) ** 0.5 * magnitude
+    np.testing.assert_allclose(weight_grad(x, gy, g, "two_tap"), exact, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("isa", _core.instruction_sets())
@@ -133,16 +150,15 @@ def test_the_same_bits_for_threads_batch_and_memory_format(layer: str, dtype: ty
     gy = rng.standard_normal((3, 24, *g.output_size)).astype(dtype)
     tconv3d.set_num_threads(1)
     y, gx = forward(x, weight, g, "two_tap"), input_grad(gy, weight, g, "two_tap")
+    gw = weight_grad(x, gy, g, "two_tap")
     for threads in (2, 3, 8):
         tconv3d.set_num_threads(threads)
         assert y.tobytes() == forward(x, weight, g, "two_tap").tobytes()
         assert gx.tobytes() == input_grad(gy, weight, g, "two_tap").tobytes()
-
-    def last(a: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(np.moveaxis(a, 1, -1)).transpose(0, 4, 1, 2, 3)
-
-    assert y.tobytes() == forward(last(x), weight, g, "two_tap").tobytes()
-    assert gx.tobytes() == input_grad(last(gy), weight, g, "two_tap").tobytes()
+        assert gw.tobytes() == weight_grad(x, gy, g, "two_tap").tobytes()
+    assert y.tobytes() == forward(channels_last(x), weight, g, "two_tap").tobytes()
+    assert gx.tobytes() == input_grad(channels_last(gy), weight, g, "two_tap").tobytes()
+    assert gw.tobytes() == weight_grad(channels_last(x), channels_last(gy), g, "two_tap").tobytes()
     assert y[1:2].tobytes() == forward(x[1:2], weight, g, "two_tap").tobytes()
     assert gx[1:2].tobytes() == input_grad(gy[1:2], weight, g, "two_tap").tobytes()
     prepared = tconv3d.prepare(weight, g.stride)
@@ -194,6 +210,64 @@ def test_the_choice_by_cost_and_not_by_batch_or_threads(shape: tuple[int, ...], 
                 (batch, *shape[1:]), weight, output_size, (2, 2, 2), (1, 1, 1), crop, 1, threads=threads
             )
             assert plan.startswith(expected), plan
+
+
+def weight_grad_plan(shape: tuple[int, ...], columns: int, g: Geometry) -> str:
+    return _core.describe_weight_grad(shape, (shape[1], columns, *g.kernel_size), g.output_size, *arguments(g))
+
+
+@pytest.mark.parametrize("columns", [12, 40, 96])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_weight_gradient_of_many_blocks_strands_and_parts(layer: str, columns: int) -> None:
+    """More positions than a block takes, more channels than a panel, more images than one; some rows have no target."""
+    loose = dataclasses.replace(LAYERS[layer], input_size=(9, 10, 21), groups=2)
+    out = tuple(full - 2 * crop for full, crop in zip(loose.full_size, loose.crop_front, strict=True))
+    g = dataclasses.replace(loose, output_size=out)
+    rng = np.random.default_rng(8)
+    x = rng.integers(-3, 4, (3, 2 * 52, *g.input_size)).astype(np.float32)
+    gy = rng.integers(-3, 4, (3, 2 * columns, *g.output_size)).astype(np.float32)
+    _core.set_algorithm("two_tap")
+    assert weight_grad_plan(x.shape, columns, g).startswith("two-tap along")
+    np.testing.assert_array_equal(weight_grad(x, gy, g, "two_tap"), weight_grad(x, gy, g, "direct"))
+
+
+def test_sums_of_a_weight_gradient_beyond_64_mib_are_formed_in_rounds() -> None:
+    g = Geometry((2, 2, 2), THREE, (1, 1, 1), (1, 1, 1), (1, 1, 1), (2, 2, 2), 1)
+    rng = np.random.default_rng(9)
+    x, gy = (rng.integers(-3, 4, (1, channels, 2, 2, 2)).astype(np.float32) for channels in (800, 700))
+    _core.set_algorithm("two_tap")
+    assert " in 2 x " in weight_grad_plan(x.shape, 700, g)  # 3 x 3 x 4 sums of 800 x 700 elements: 81 MB
+    np.testing.assert_array_equal(weight_grad(x, gy, g, "two_tap"), reference.weight_grad(x, gy, g))
+
+
+@pytest.mark.parametrize(
+    ("shape", "columns", "kernel", "expected"),
+    [
+        ((1, 64, 32, 32, 32), 64, 3, "two-tap along dhw"),
+        ((1, 64, 32, 32, 32), 64, 1, "direct"),
+        ((1, 8, 4, 4, 4), 8, 3, "direct"),
+    ],
+)
+def test_the_weight_gradients_choice(shape: tuple[int, ...], columns: int, kernel: int, expected: str) -> None:
+    _core.set_algorithm("automatic")
+    size = shape[2:]
+    g = Geometry(size, (kernel,) * 3, (1, 1, 1), (1, 1, 1), (kernel // 2,) * 3, size, 1)
+    assert weight_grad_plan(shape, columns, g).startswith(expected)
+    _core.set_algorithm("direct")
+    assert weight_grad_plan(shape, columns, g).startswith("direct")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_an_infinity_spoils_the_gradients_of_its_own_channel_alone(layer: str) -> None:
+    g, rng = LAYERS[layer], np.random.default_rng(10)
+    x = rng.standard_normal((1, 4, *g.input_size)).astype(np.float32)
+    gy = rng.standard_normal((1, 8, *g.output_size)).astype(np.float32)
+    x[0, 1, 3, 4, 4] = np.inf
+    finite = np.isfinite(weight_grad(x, gy, g, "two_tap"))
+    assert not finite[1].any() and np.delete(finite, 1, 0).all()
+    x[0, 1, 3, 4, 4], gy[0, 2, 3, 4, 5] = 0, np.nan
+    finite = np.isfinite(weight_grad(x, gy, g, "two_tap"))
+    assert not finite[:, 2].all() and np.delete(finite, 2, 1).all()
 
 
 @pytest.mark.parametrize(("value", "expected"), [("direct", "direct"), ("two_tap", "two_tap"), ("", "automatic")])

@@ -152,7 +152,7 @@ struct TileKernels {
   void (*pointer[kMaxVectors + 1][kMaxPointerRows + 1])(const PointerTile<T>&);
   void (*lane_product[kMaxLaneTaps + 1][kMaxLaneVectors + 1])(const LaneProduct<T>&);
   void (*split_pairs)(const PairSplit<T>&);
-  void (*combine_rows)(T* dst, int64_t dst_pitch, const T* a, const T* b, T sign, int64_t src_pitch, int64_t rows, int64_t n);
+  void (*combine_rows)(T* dst, int64_t dst_pitch, const T* a, const T* b, T factor, int64_t src_pitch, int64_t rows, int64_t n);
   void (*add_runs)(T* dst, const T* a, const T* b, int64_t n);
   void (*half_sums)(T* dst, const T* a, const T* b, T sign, const T* c, int64_t n);
   void (*add_shared)(T* first, T* second, const T* sum, const T* difference, int64_t n);

@@ -92,6 +92,15 @@ def describe_plan(
     return cast("str", ask(input_shape, weight_shape, output_size, *rest, float64=double, backward=backward))
 
 
+def describe_weight_grad(
+    input_shape: tuple[int, ...], weight_shape: tuple[int, ...], geometry: Geometry, *, double: bool = False
+) -> str:
+    """Say how a weight gradient would run, like `describe_plan`."""
+    output_size, *rest = geometry_at(geometry)
+    ask: Any = _core.describe_weight_grad
+    return cast("str", ask(input_shape, weight_shape, output_size, *rest, float64=double))
+
+
 class PreparedWeight:
     """A frozen weight: a private copy, and the panels that the engine packs from it, kept from call to call.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import textwrap
 
-from .._engine import active_instruction_set, describe_plan, get_num_threads
+from .._engine import active_instruction_set, describe_plan, describe_weight_grad, get_num_threads
 from ..migrate.differences import differences
 from ..migrate.equal import EqualCall, pad_modes, to_functional, to_mindspore, to_pytorch
 from ..migrate.layer import Layer, resolve
@@ -65,8 +65,13 @@ def _plan(layer: Layer) -> list[str]:
     """How the engine would run the call here: method, tiles, blocks, and the cycles its cost model expects."""
     lines = [f"Plan on {active_instruction_set()} with {get_num_threads()} threads"]
     shapes = (layer.batch, *layer.input_shape[-4:]), layer.arguments.weight_shape
-    for name, backward in (("forward", False), ("input gradient", True)):
-        text = describe_plan(*shapes, layer.geometry, double=layer.call.dtype == "float64", backward=backward)
+    double = layer.call.dtype == "float64"
+    plans = {
+        "forward": describe_plan(*shapes, layer.geometry, double=double),
+        "input gradient": describe_plan(*shapes, layer.geometry, double=double, backward=True),
+        "weight gradient": describe_weight_grad(*shapes, layer.geometry, double=double),
+    }
+    for name, text in plans.items():
         head, _, rest = text.partition(": ")
         lines += [f"  {name:<16}{head}", *(f"{'':18}{part}" for part in rest.split("; ") if part)]
     return lines

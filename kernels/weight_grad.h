@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// What both methods of the weight gradient share, and what the two-tap method (two_tap_weight_grad.cc) offers.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "engine.h"
+
+namespace tconv3d {
+
+// Cycles to turn an element to channels last.
+constexpr double kPackedSample = 1.5;
+
+// Lanes of gw (in, out per group, kd, kh, kw) from element `at` on, `lane_stride` apart: all taps, sums[tap * tap_stride + lane]. Where the kernel's
+// elements are contiguous, lanes and taps change places block by block: element by element, a 268 MB gradient took a second.
+template <class T>
+void store_taps(const Problem& p, const View& gw, int64_t at, int64_t lane_stride, const T* sums, int64_t tap_stride, int64_t lanes, const TileKernels<T>& k) {
+  const int64_t kh = p.axis[1].kernel, kw = p.axis[2].kernel, taps = p.axis[0].kernel * kh * kw;
+  if (gw.element_size() == int64_t(sizeof(T)) && gw.stride[4] == 1 && gw.stride[3] == kw && gw.stride[2] == kh * kw) {
+    k.pack_positions(static_cast<T*>(gw.at(at)), lane_stride, sums, tap_stride, taps, 1, lanes, sizeof(T) == 8 ? DType::float64 : DType::float32);
+    return;
+  }
+  for (int64_t tap = 0; tap < taps; ++tap)
+    k.store_run(gw.at(at + tap / (kh * kw) * gw.stride[2] + tap / kw % kh * gw.stride[3] + tap % kw * gw.stride[4]), lane_stride, sums + tap * tap_stride, 1,
+                lanes, gw.dtype);
+}
+
+// The weight gradient of one problem by the two-tap method.
+class WeightGradPlan {
+ public:
+  virtual ~WeightGradPlan() = default;
+  virtual void run(const View& x, const View& gy, const View& gw, const Options&) const = 0;
+  virtual std::string describe() const = 0;
+  double cycles = 0;  // of all threads together
+};
+
+// With the fewest cycles; null where no axis has neighbouring taps. It depends on the problem and the instruction set alone.
+template <class T>
+std::unique_ptr<WeightGradPlan> plan_two_tap_weight_grad(const Problem&, const Kernels&);
+
+}  // namespace tconv3d
