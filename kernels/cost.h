@@ -61,16 +61,14 @@ inline int64_t tiles_within(double share, double bytes_of_one, int64_t tiles) {
 
 // The two-tap method: cycles per vector of transformed samples and of products, with the smaller blocks and shorter stores that they bring, and how much
 // panels count. `pairs_along_rows`: how much more where rows are split into pairs, on whole vectors. `strided`: the factor of transforms of a strided
-// source, as input gradients have. `gain`: what it must promise over the direct method to be taken. Wide vectors: measured on psmnet_conv6 and gwcnet_conv5
-// on Zen 5 as what a call takes beside its tiles. AVX2 and NEON: fitted to all axes of 170 layers and directions on Zen 3, where the choice loses 5 %
-// against the best of seven calls of each (5.8 % with prices from before three taps were taken together).
+// source, as input gradients have. `gain`: what it must promise over the direct method to be taken. Fitted with AVX2 on Zen 3, to all axes of 170 layers
+// and directions, where the choice loses 5 % against the best of seven calls of each; with AVX-512 on Sapphire Rapids it loses 5.3 % over 178 of them,
+// where prices from two layers on Zen 5 lost 7 % and prices fitted to one half of the layers lose 5.3 % over the other.
 struct TwoTapPrices {
-  double transformed, shared, panels, packed, pairs_along_rows, strided, gain;
+  double transformed = 15.5, shared = 5, panels = 0.2, packed = 1.1, pairs_along_rows = 1.8, strided = 0.86, gain = 1.15;
 };
-constexpr TwoTapPrices two_tap_prices(int64_t lanes) {
-  return lanes >= 16 ? TwoTapPrices{16, 12, 1, 1, 1.3, 0.94, 1.03} : TwoTapPrices{15.5, 5, 0.2, 1.1, 1.8, 0.86, 1.15};
-}
-constexpr double kTransformedVector = 16;  // in the price of a block, for either
+constexpr TwoTapPrices kTwoTap;
+constexpr double kTransformedVector = 16;  // in the price of a block
 constexpr double kSharedVector = 12;
 constexpr double kMostTwoTapBytes = double(int64_t(4) << 20);  // transformed samples of a task
 constexpr double kMostTwoTapPanel = 16e6;  // elements of packed weights, 64 MB: 512 to 512 channels of 5^3 would take 537 MB and read them for each task
@@ -86,17 +84,16 @@ struct MethodWork {
 // Cycles of one image and group, for the choice between the methods. The choice changes the bits of a result, so it depends on the layer, the size of the
 // image and the instruction set alone: not on batch, threads, cache or frozen weights.
 inline double method_cycles(const MethodWork& w, int64_t lanes) {
-  const TwoTapPrices price = two_tap_prices(lanes);
   const double vectors = w.positions / double(lanes), panel = w.sums * w.channels * w.columns;
   const double multiply = 0.55 * w.terms * w.channels * w.columns * vectors * w.waste;
   // Each task reads the panels, and holds so many positions that its samples stay in the caches: few where kinds and channels are many (input gradient
   // of tats_up0, 216 kinds of 256 channels: 59 ms direct, 341 two-tap).
   const double task = w.direct ? 256 : std::clamp(2e6 / (w.kinds * w.channels * 4), 4.0, 256.0);
-  const double panels = (w.strided ? 1 : price.panels) * panel * std::max(1.0, w.positions / task) * (panel < 2e6 ? 0.25 : 0.8);
+  const double panels = (w.strided ? 1 : kTwoTap.panels) * panel * std::max(1.0, w.positions / task) * (panel < 2e6 ? 0.25 : 0.8);
   if (w.strided && w.direct) return multiply + panels;
-  const double packed = price.packed * panel * (panel < 2e6 ? 1.5 : 4.5);  // fresh memory: 4.6 cycles an element (tats_up0)
-  const double strided = w.strided ? price.strided : 1;
-  return strided * (multiply + panels + packed + w.moves * vectors * (price.transformed * w.kinds * w.channels + price.shared * w.products * w.columns));
+  const double packed = kTwoTap.packed * panel * (panel < 2e6 ? 1.5 : 4.5);  // fresh memory: 4.6 cycles an element (tats_up0)
+  const double strided = w.strided ? kTwoTap.strided : 1;
+  return strided * (multiply + panels + packed + w.moves * vectors * (kTwoTap.transformed * w.kinds * w.channels + kTwoTap.shared * w.products * w.columns));
 }
 
 // A thread that has slept takes some 50 microseconds to come: one thread for each so many cycles of work. One of a framework's team comes in a few:

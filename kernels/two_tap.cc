@@ -285,7 +285,7 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
     // Pairs along w are split row by row, on whole vectors; those along h make for blocks of few rows.
     const int64_t width = axes[2].plan.positions;
     if (axes[2].step == 2)
-      work.moves = two_tap_prices(lanes).pairs_along_rows * double(ceil_div(width, lanes) * lanes) / double(width);
+      work.moves = kTwoTap.pairs_along_rows * double(ceil_div(width, lanes) * lanes) / double(width);
     else if (axes[1].step == 2)
       work.products *= 2;
     if (method == kDirect) work.waste = std::min(work.waste, 1.05);  // its other families and layouts have no halo
@@ -294,7 +294,7 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
   };
   Method best = kDirect;
   if (most == kDirect) return best;
-  double least = cycles(kDirect) / two_tap_prices(lanes).gain;
+  double least = cycles(kDirect) / kTwoTap.gain;
   for (int mask = 1; mask < 8; ++mask) {
     Method method = kDirect;
     bool applies = true;
