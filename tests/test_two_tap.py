@@ -216,16 +216,24 @@ def weight_grad_plan(shape: tuple[int, ...], columns: int, g: Geometry) -> str:
     return _core.describe_weight_grad(shape, (shape[1], columns, *g.kernel_size), g.output_size, *arguments(g))
 
 
-@pytest.mark.parametrize("columns", [12, 40, 96])
+@pytest.mark.parametrize(
+    ("shape", "columns"),
+    [
+        ((2, 28, 7, 8, 19), 96),  # parts of the output channels, strands, blocks smaller than others
+        ((1, 8, 6, 8, 400), 9),  # several blocks of a strand
+        ((1, 300, 4, 4, 8), 16),  # parts of the input channels
+        ((9, 16, 3, 4, 4), 12),  # several images of a block
+    ],
+)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_the_weight_gradient_of_many_blocks_strands_and_parts(layer: str, columns: int) -> None:
-    """More positions than a block takes, more channels than a panel, more images than one; some rows have no target."""
-    loose = dataclasses.replace(LAYERS[layer], input_size=(9, 10, 21), groups=2)
+def test_the_weight_gradient_however_it_is_cut(layer: str, shape: tuple[int, ...], columns: int) -> None:
+    batch, channels, *size = shape
+    loose = dataclasses.replace(LAYERS[layer], input_size=tuple(size), groups=2)
     out = tuple(full - 2 * crop for full, crop in zip(loose.full_size, loose.crop_front, strict=True))
     g = dataclasses.replace(loose, output_size=out)
     rng = np.random.default_rng(8)
-    x = rng.integers(-3, 4, (3, 2 * 52, *g.input_size)).astype(np.float32)
-    gy = rng.integers(-3, 4, (3, 2 * columns, *g.output_size)).astype(np.float32)
+    x = rng.integers(-3, 4, (batch, 2 * channels, *size)).astype(np.float32)
+    gy = rng.integers(-3, 4, (batch, 2 * columns, *out)).astype(np.float32)
     _core.set_algorithm("two_tap")
     assert weight_grad_plan(x.shape, columns, g).startswith("two-tap along")
     np.testing.assert_array_equal(weight_grad(x, gy, g, "two_tap"), weight_grad(x, gy, g, "direct"))
