@@ -297,12 +297,10 @@ NB_MODULE(_core, m) {
   m.def(
       "describe_weight_grad",
       [](const Shape& input_shape, const Shape& weight_shape, const Sizes& output_size, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
-         int64_t groups, bool float64) {
-        const Problem p = problem_at(input_shape, weight_shape, output_size, stride, dilation, crop, groups);
-        return describe_weight_grad(p, float64 ? DType::float64 : DType::float32);
-      },
+         int64_t groups,
+         DType dtype) { return describe_weight_grad(problem_at(input_shape, weight_shape, output_size, stride, dilation, crop, groups), dtype); },
       nb::arg("input_shape"), nb::arg("weight_shape"), nb::arg("output_size"), nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"),
-      nb::arg("float64") = false, "What weight_grad would run.");
+      nb::arg("dtype") = DType::float32, "What weight_grad of arrays of one dtype would run.");
   m.def("get_num_threads", &get_num_threads, "Threads that a call uses.");
   m.def("set_num_threads", &set_num_threads, nb::arg("n"), "Sets the threads that a call uses, 1 to 256.");
   m.def(

@@ -7,7 +7,8 @@
 //
 // Same bits for any number of threads, batch (but weight_grad), block and memory format. Direct: per target the terms are added in one chain of
 // multiply-adds per chunk of channels (channel_chunk in gather.h), taps outer and channels inner, and chunks in order. Two-tap: so is each product,
-// and a target is its own product plus the shared one, along d, then h, then w. Which of the two runs depends on the layer and the size of an image.
+// and a target is its own product plus the shared one, along d, then h, then w. Which of the two runs depends on the layer and the size of an image;
+// of weight_grad, on the batch and the stored dtypes as well.
 #pragma once
 
 #include <array>

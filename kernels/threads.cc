@@ -272,7 +272,7 @@ void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t, 
     while (job.run_one(0)) {
       if (!stop) continue;
       const auto now = Clock::now();
-      if (now - polled < std::chrono::milliseconds(20)) continue;
+      if (now - polled < kStopInterval) continue;
       polled = now;
       if (stop()) {
         interrupted = true;

@@ -3,6 +3,7 @@
 // OpenMP alone: after libgomp ran in a parent, a forked child hangs in it.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 
@@ -24,9 +25,10 @@ bool has_team(int threads);
 bool team_rests();
 
 struct Interrupted {};  // thrown when the stop callback of parallel_for returned true
+constexpr std::chrono::milliseconds kStopInterval{20};
 
 // Runs body(task, worker) for 0 <= task < tasks, 0 <= worker < threads, tasks handed out in order. `stop` is polled by the calling
-// thread between its tasks, at most every 20 ms. The first exception of a body is rethrown. A call made while another thread's call
+// thread between its tasks, at most every kStopInterval. The first exception of a body is rethrown. A call made while another thread's call
 // runs, or from inside a body, runs on its own thread alone.
 void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t, int)>& body, const std::function<bool()>& stop);
 

@@ -71,6 +71,8 @@ struct TransformedAxis {
   }
 };
 
+using TransformedAxes = std::array<TransformedAxis, 3>;
+
 namespace two_tap_detail {
 
 inline size_t kind_index(TransformedAxis& axis, const Kind& kind) {

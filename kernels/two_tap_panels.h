@@ -9,8 +9,6 @@
 
 namespace tconv3d {
 
-using TransformedAxes = std::array<TransformedAxis, 3>;
-
 class TwoTapPanels {
  public:
   TwoTapPanels(const Gather& g, const TransformedAxes& axes, const std::vector<ColumnTile>& tiles, int64_t chunk);

@@ -10,6 +10,7 @@
 //
 // A task adds the blocks of a strand to the sums of some input and output channels, in memory of its own. What is cut, and with it the order of
 // additions, depends on the problem, the dtype and the instruction set alone.
+#include <chrono>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -33,8 +34,10 @@ constexpr int64_t kTasks = 16;  // so many, if the sums of all strands fit kSums
 constexpr int64_t kSumsBytes = int64_t(32) << 20, kPartChannels = 48;
 constexpr int64_t kMostSumsBytes = int64_t(64) << 20;  // larger ones are formed in rounds of output channels
 constexpr double kStepCycles = 1e8;                    // of a task, between two looks for an interrupt
+constexpr double kCallCycles = 1e5;                    // of a group and round, beside its work
 constexpr int64_t kMostVectors = 4, kMostRows = 8;     // of a tile
 constexpr int64_t kMostKernel = 32;                    // taps of an axis
+constexpr int64_t kMostHalo = 64, kMostStride = 16;    // positions beyond a block, targets from one to the next: what a block holds stays small
 // Cycles of a tile beside its steps, of a combined vector, and of a vector of sums, in fresh memory. The best of a grid of prices, with the gain that
 // weight_grad.cc asks for: over 150 layers the choice is 1.135 times as fast as directly, and the better of both each time 1.160.
 constexpr double kSumsOfTile = 150, kCombinedVector = 2.5, kSumVector = 14;
@@ -111,9 +114,8 @@ void for_each_share(const TransformedAxis& axis, F f) {
 template <class T>
 class TwoTapWeightGrad : public WeightGradPlan {
  public:
-  TwoTapWeightGrad(const Problem& p, const std::array<AxisPlan, 3>& plans, const Method& method, const Kernels& kernels) : p_(p), k_(tiles<T>(kernels)) {
+  TwoTapWeightGrad(const Problem& p, TransformedAxes axes, const Kernels& kernels) : p_(p), k_(tiles<T>(kernels)), axes_(std::move(axes)) {
     for (size_t a = 0; a < 3; ++a) {
-      axes_[a] = method[a] ? paired_axis(plans[a], method[a]) : direct_axis(plans[a]);
       x_.axis[a] = input_axis(axes_[a]);
       gy_.axis[a] = grad_axis(axes_[a]);
       terms_[a] = 0;
@@ -130,10 +132,11 @@ class TwoTapWeightGrad : public WeightGradPlan {
   void run(const View& x, const View& gy, const View& gw, const Options& options) const override {
     Scratch scratch(size_t(strands_ * most_sums()) * sizeof(T));
     T* const sums = reinterpret_cast<T*>(scratch.data());
+    Clock::time_point polled = Clock::now();
     for (int64_t group = 0; group < p_.groups; ++group)
       for (int64_t round = 0; round < rounds_; ++round) {
         const PanelRange outputs = share({0, gy_.panels()}, round, rounds_);
-        add_strands(x, gy, group, outputs, sums, options);
+        add_strands(x, gy, group, outputs, sums, options, polled);
         write(group, outputs, sums, gw, options);
       }
   }
@@ -148,6 +151,8 @@ class TwoTapWeightGrad : public WeightGradPlan {
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   // The tile with the fewest cycles for one position; its rows are a power of two, so that panels hold whole tiles and whole vectors.
   void choose_tile() {
     const int64_t in = p_.in_channels / p_.groups, out = p_.out_channels / p_.groups;
@@ -192,7 +197,8 @@ class TwoTapWeightGrad : public WeightGradPlan {
     rounds_ = std::clamp<int64_t>(ceil_div(bytes, kMostSumsBytes), 1, gy_.panels());
     at_once_ = even(x_.panels(), kCombinedBytes / ((planes_size(block_) + combined_size(x_)) * int64_t(sizeof(T))));
     x_parts_ = std::clamp<int64_t>(ceil_div(kTasks, strands_), 1, ceil_div(x_.panels(), at_once_));
-    gy_parts_ = std::clamp<int64_t>(ceil_div(kTasks, strands_ * x_parts_), 1, std::max<int64_t>(1, gy_.channels / rounds_ / kPartChannels));
+    gy_parts_ =
+        std::clamp<int64_t>(ceil_div(kTasks, strands_ * x_parts_), 1, std::clamp<int64_t>(gy_.channels / rounds_ / kPartChannels, 1, gy_.panels() / rounds_));
   }
 
   static PanelRange share(const PanelRange& all, int64_t i, int64_t shares) {
@@ -250,16 +256,22 @@ class TwoTapWeightGrad : public WeightGradPlan {
   }
 
   // All blocks, in steps between which a call can be interrupted.
-  void add_strands(const View& x, const View& gy, int64_t group, const PanelRange& outputs, T* sums, const Options& options) const {
+  void add_strands(const View& x, const View& gy, int64_t group, const PanelRange& outputs, T* sums, const Options& options, Clock::time_point& polled) const {
     const int64_t tasks = strands_ * x_parts_ * gy_parts_;
     const int64_t steps = std::clamp<int64_t>(int64_t(cycles / double(p_.groups * rounds_ * tasks) / kStepCycles), 1, ceil_div(blocks(), strands_));
-    for (int64_t step = 0; step < steps; ++step)
+    for (int64_t step = 0; step < steps; ++step) {
       run_tasks<T>(tasks, task_scratch(), options, [&](int64_t task, T* scratch) {
         const int64_t strand = task / gy_parts_ / x_parts_, begin = strand * blocks() / strands_, count = (strand + 1) * blocks() / strands_ - begin;
         const PanelRange inputs = share({0, x_.panels()}, task / gy_parts_ % x_parts_, x_parts_), part = share(outputs, task % gy_parts_, gy_parts_);
         for (int64_t i = step * count / steps; i < (step + 1) * count / steps; ++i)
           add_block(x, gy, group, block(begin + i), inputs, outputs, part, i == 0, sums + strand * most_sums(), scratch);
       });
+      // Steps may be shorter than what parallel_for waits before it asks.
+      const Clock::time_point now = Clock::now();
+      if (!options.stop || now - polled < kStopInterval) continue;
+      polled = now;
+      if (options.stop()) throw Interrupted{};
+    }
   }
 
   void add_block(const View& x, const View& gy, int64_t group, const PositionBlock& b, const PanelRange& inputs, const PanelRange& outputs,
@@ -366,6 +378,7 @@ class TwoTapWeightGrad : public WeightGradPlan {
     int64_t rows = inside.end[1] - inside.begin[1], planes = inside.end[0] - inside.begin[0], images = b.images;
     runs.x.clear();
     runs.gy.clear();
+    runs.steps = 0;
     if (rows == 0 || planes == 0) return;
     if (rows == length(x_, 1, b)) {
       rows *= planes;
@@ -400,6 +413,7 @@ class TwoTapWeightGrad : public WeightGradPlan {
             if (!reads(axes_[0].products[d], kind_d) || !reads(axes_[1].products[h], kind_h)) continue;
             const Inside inside = this->inside(b, axes_[0].products[d], axes_[1].products[h]);
             find_runs(b, inside, runs);
+            if (runs.x.empty() && !set) continue;
             for (int64_t y = 0; y < part.count; ++y) {
               combine_rows(gy_, b, gy_.axis[0].of[d], raw(gy_, 0, b), gy_.axis[0].step, gy_.axis[1].of[h], inside, raw_gy + y * raw_size(gy_, b), line, gys);
               for_each_term(b, {d, h}, {kind_d, kind_h}, [&](int64_t sum, int64_t x_at, int64_t gy_at) {
@@ -457,12 +471,14 @@ class TwoTapWeightGrad : public WeightGradPlan {
       for (int64_t i = 0; i < rows_ * job.ldc * int64_t(sizeof(T)); i += 64) __builtin_prefetch(reinterpret_cast<const char*>(job.c) + i, 1);
       k_.spatial[vectors][std::min(rows_, rows - r)](job);
     }
+    if (const int64_t written = vectors * k_.lanes; set && written < lanes())  // of the last panel: added up with the others
+      for (int64_t r = 0; r < rows; ++r) std::memset(static_cast<void*>(to + r * lanes() + written), 0, size_t(lanes() - written) * sizeof(T));
   }
 
   // Sums of all strands -> gradients of taps, along w, h and d, some rows of a panel of lanes at once.
   void write(int64_t group, const PanelRange& outputs, T* sums, const View& gw, const Options& options) const {
     constexpr int64_t kRows = 8;
-    const int64_t rows = this->rows(outputs), size = term_size(outputs), pieces = ceil_div(rows, kRows), most = kRows * lanes();
+    const int64_t rows = this->rows(outputs), size = term_size(outputs), pieces = ceil_div(rows, kRows), most = std::min(kRows, rows) * lanes();
     const int64_t kd = p_.axis[0].kernel, kh = p_.axis[1].kernel, kw = p_.axis[2].kernel;
     const int64_t along_w = terms_[0] * terms_[1] * kw * most, along_h = terms_[0] * kh * kw * most, along_d = kd * kh * kw * most;
     // to[outer][tap][n elements] = shares of from[outer][term], `step` elements from one to the next
@@ -521,7 +537,8 @@ class TwoTapWeightGrad : public WeightGradPlan {
     const double packed = kPackedSample * double(k_.lanes) * (double(rounds_ * gy_parts_) * raw_x * vectors(x_) + double(x_parts_) * raw_gy * vectors(gy_));
     const double combined = kCombinedVector * (double(rounds_ * gy_parts_) * inside * TwoTapWeightGrad::combined(x_, true) * vectors(x_) +
                                                double(ceil_div(x_.panels(), at_once_)) * run * TwoTapWeightGrad::combined(gy_, false) * vectors(gy_));
-    cycles = double(p_.groups) * (multiply + packed + combined + kSumVector * double(strands_) * terms * double(x_.channels) * vectors(gy_));
+    cycles = double(p_.groups) *
+             (double(rounds_) * kCallCycles + multiply + packed + combined + kSumVector * double(strands_) * terms * double(x_.channels) * vectors(gy_));
     const int64_t tasks = strands_ * x_parts_ * gy_parts_;
     cycles *= double(2 * ceil_div(tasks, 2)) / double(tasks);  // as on two threads: bits may not depend on how many there are
     if (most_sums() * int64_t(sizeof(T)) > kMostSumsBytes) cycles = std::numeric_limits<double>::infinity();
@@ -529,7 +546,7 @@ class TwoTapWeightGrad : public WeightGradPlan {
 
   const Problem p_;
   const TileKernels<T>& k_;
-  std::array<TransformedAxis, 3> axes_;
+  const TransformedAxes axes_;
   std::array<std::vector<int64_t>, 3> start_;  // of each product, in terms
   std::array<int64_t, 3> terms_;
   Operand x_, gy_;
@@ -544,33 +561,35 @@ class TwoTapWeightGrad : public WeightGradPlan {
 }  // namespace
 
 template <class T>
-std::unique_ptr<WeightGradPlan> plan_two_tap_weight_grad(const Problem& p, const Kernels& kernels) {
+std::unique_ptr<WeightGradPlan> plan_two_tap_weight_grad(const Problem& p, const Kernels& kernels, bool everywhere) {
   std::array<AxisPlan, 3> plans;
   Method most = kDirect;
+  int all = 0;
   if (p.batch == 0 || p.in_channels == 0 || p.out_channels == 0) return nullptr;
   for (size_t a = 0; a < 3; ++a) {
-    if (p.axis[a].kernel > kMostKernel) return nullptr;
+    if (p.axis[a].kernel > kMostKernel || p.axis[a].stride > kMostStride) return nullptr;
     plans[a] = forward_axis(p.axis[a], false);
     if (plans[a].positions == 0 || plans[a].source_size == 0) return nullptr;
     if (has_pairs(plans[a])) most[a] = best_pairing(plans[a]);
+    all |= int(most[a] > 0) << a;
   }
-  std::unique_ptr<WeightGradPlan> best;
+  std::unique_ptr<TwoTapWeightGrad<T>> best;
   for (int mask = 1; mask < 8; ++mask) {
-    Method method = kDirect;
-    bool applies = true;
-    for (size_t a = 0; a < 3; ++a)
-      if (mask >> a & 1) {
-        method[a] = most[a];
-        applies = applies && most[a];
-      }
-    if (!applies) continue;
-    auto plan = std::make_unique<TwoTapWeightGrad<T>>(p, plans, method, kernels);
-    if (!best || plan->cycles < best->cycles) best = std::move(plan);
+    if ((mask & all) != mask || (everywhere && mask != all)) continue;
+    TransformedAxes axes;
+    bool fits = true;
+    for (size_t a = 0; a < 3; ++a) {
+      axes[a] = mask >> a & 1 ? paired_axis(plans[a], most[a]) : direct_axis(plans[a]);
+      fits = fits && axes[a].most_shift - axes[a].least_shift <= kMostHalo;
+    }
+    if (!fits) continue;
+    auto plan = std::make_unique<TwoTapWeightGrad<T>>(p, std::move(axes), kernels);
+    if (plan->cycles < (best ? best->cycles : std::numeric_limits<double>::infinity())) best = std::move(plan);
   }
   return best;
 }
 
-template std::unique_ptr<WeightGradPlan> plan_two_tap_weight_grad<float>(const Problem&, const Kernels&);
-template std::unique_ptr<WeightGradPlan> plan_two_tap_weight_grad<double>(const Problem&, const Kernels&);
+template std::unique_ptr<WeightGradPlan> plan_two_tap_weight_grad<float>(const Problem&, const Kernels&, bool);
+template std::unique_ptr<WeightGradPlan> plan_two_tap_weight_grad<double>(const Problem&, const Kernels&, bool);
 
 }  // namespace tconv3d

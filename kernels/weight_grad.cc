@@ -104,7 +104,9 @@ class WeightGrad {
     cycles_ = cut_blocks();
   }
 
+  // Of products and packing; rough where taps share a tile, which are counted one by one.
   double cycles() const { return cycles_; }
+  bool taps_share_tiles() const { return merges_ || depthwise_; }
 
   std::string describe() const {
     const std::string tile = depthwise_
@@ -284,7 +286,7 @@ class WeightGrad {
   // Of all positions and taps.
   double product_cycles() const {
     const double positions = double(extent_[0] * extent_[1] * extent_[2] * p_.axis[2].input);
-    return positions * double(taps_ / row_taps_) * (depthwise_ ? double(padded_lanes_ / k_.lanes) : double(p_.groups) * layout_.cycles);
+    return positions * double(taps_) * (depthwise_ ? double(padded_lanes_ / k_.lanes) : double(p_.groups) * layout_.cycles);
   }
 
   // Elements packed for all blocks, halo included.
@@ -563,7 +565,7 @@ class WeightGrad {
   int64_t row_taps_ = 1;  // taps along w that share a tile
   int64_t padded_lanes_, lane_channels_, outer_groups_, taps_;
   std::array<int64_t, 3> extent_, block_;
-  double cycles_;  // of products and packing
+  double cycles_;
 };
 
 // What the two-tap method must promise, and the cycles of the direct method from which on it is asked at all.
@@ -580,9 +582,12 @@ std::shared_ptr<const KeptChoice> choose(const Problem& p, const View& x, const 
   const std::array<int64_t, 4> rest{int64_t(x.dtype), int64_t(gy.dtype), int64_t(algorithm), int64_t(reinterpret_cast<intptr_t>(&kernels))};
   return kept_choices.get(plan_key(rest, p), [&] {
     auto choice = std::make_shared<KeptChoice>();
-    if (algorithm == Algorithm::direct || (algorithm == Algorithm::automatic && direct.cycles() < kTwoTapWork)) return choice;
-    auto plan = plan_two_tap_weight_grad<T>(p, kernels);
-    if (plan && (algorithm == Algorithm::two_tap || plan->cycles * kTwoTapGain < direct.cycles())) choice->two_tap = std::move(plan);
+    if (algorithm == Algorithm::direct) return choice;
+    // Few channels leave the method nothing to save.
+    if (algorithm == Algorithm::automatic && (direct.cycles() < kTwoTapWork || direct.taps_share_tiles())) return choice;
+    const bool everywhere = algorithm == Algorithm::two_tap;
+    auto plan = plan_two_tap_weight_grad<T>(p, kernels, everywhere);
+    if (plan && (everywhere || plan->cycles * kTwoTapGain < direct.cycles())) choice->two_tap = std::move(plan);
     return choice;
   });
 }

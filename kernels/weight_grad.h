@@ -35,8 +35,9 @@ class WeightGradPlan {
   double cycles = 0;  // of all threads together
 };
 
-// With the fewest cycles; null where no axis has neighbouring taps. It depends on the problem and the instruction set alone.
+// On the axes with the fewest cycles or, `everywhere`, on all where the method applies; null where it does not or its sums outgrow memory. It depends on
+// the problem and the instruction set alone.
 template <class T>
-std::unique_ptr<WeightGradPlan> plan_two_tap_weight_grad(const Problem&, const Kernels&);
+std::unique_ptr<WeightGradPlan> plan_two_tap_weight_grad(const Problem&, const Kernels&, bool everywhere);
 
 }  // namespace tconv3d

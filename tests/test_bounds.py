@@ -49,7 +49,11 @@ PROGRAM = """
             for family in _core.Family.__members__.values():
                 _core.forward(x, weight, None, y, *rest, None, family)
                 _core.input_grad(y, weight, grad_x, *rest, None, family)
-            _core.weight_grad(x, y, grad_weight, *rest)
+            for algorithm in ("direct", "two_tap"):
+                _core.set_algorithm(algorithm)
+                _core.forward(x, weight, None, y, *rest)
+                _core.input_grad(y, weight, grad_x, *rest)
+                _core.weight_grad(x, y, grad_weight, *rest)
             kept.clear()
     print("done")
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -217,16 +218,16 @@ def weight_grad_plan(shape: tuple[int, ...], columns: int, g: Geometry) -> str:
 
 
 @pytest.mark.parametrize(
-    ("shape", "columns"),
+    ("shape", "columns", "cut"),
     [
-        ((2, 28, 7, 8, 19), 96),  # parts of the output channels, strands, blocks smaller than others
-        ((1, 8, 6, 8, 400), 9),  # several blocks of a strand
-        ((1, 300, 4, 4, 8), 16),  # parts of the input channels
-        ((9, 16, 3, 4, 4), 12),  # several images of a block
+        ((2, 28, 7, 8, 19), 96, "grad_output parts"),
+        ((1, 8, 6, 8, 400), 9, "blocks of a strand"),
+        ((1, 1200, 4, 4, 8), 16, "input parts"),
+        ((9, 16, 3, 4, 4), 12, "images of a block"),
     ],
 )
 @pytest.mark.parametrize("layer", LAYERS)
-def test_the_weight_gradient_however_it_is_cut(layer: str, shape: tuple[int, ...], columns: int) -> None:
+def test_the_weight_gradient_however_it_is_cut(layer: str, shape: tuple[int, ...], columns: int, cut: str) -> None:
     batch, channels, *size = shape
     loose = dataclasses.replace(LAYERS[layer], input_size=tuple(size), groups=2)
     out = tuple(full - 2 * crop for full, crop in zip(loose.full_size, loose.crop_front, strict=True))
@@ -235,16 +236,37 @@ def test_the_weight_gradient_however_it_is_cut(layer: str, shape: tuple[int, ...
     x = rng.integers(-3, 4, (batch, 2 * channels, *size)).astype(np.float32)
     gy = rng.integers(-3, 4, (batch, 2 * columns, *out)).astype(np.float32)
     _core.set_algorithm("two_tap")
-    assert weight_grad_plan(x.shape, columns, g).startswith("two-tap along")
+    plan = weight_grad_plan(x.shape, columns, g)
+    found = re.search(r"(\d+) blocks of (\d+) x .* positions in \d+ x (\d+) x (\d+) x (\d+) rounds", plan)
+    assert plan.startswith("two-tap along dhw") and found
+    blocks, images, strands, inputs, outputs = map(int, found.groups())
+    counts = {
+        "grad_output parts": outputs,
+        "blocks of a strand": blocks / strands,
+        "input parts": inputs,
+        "images of a block": images,
+    }
+    assert counts[cut] > 1
     np.testing.assert_array_equal(weight_grad(x, gy, g, "two_tap"), weight_grad(x, gy, g, "direct"))
+
+
+@pytest.mark.parametrize("dilation", [(1, 2**32 - 1, 2**32 - 1), (1, 1, 2**60 - 1)])
+@pytest.mark.parametrize("algorithm", ["automatic", "two_tap"])
+def test_the_weight_gradient_of_a_far_dilation(dilation: tuple[int, int, int], algorithm: str) -> None:
+    g = Geometry((16, 16, 16), (3, 2, 2), (1, 1, 1), dilation, (1, 0, 0), (16, 16, 16), 1)
+    rng = np.random.default_rng(11)
+    x, gy = (rng.integers(-3, 4, (1, 64, 16, 16, 16)).astype(np.float32) for _ in range(2))
+    gw = weight_grad(x, gy, g, algorithm)
+    assert gw.any()
+    np.testing.assert_array_equal(gw, weight_grad(x, gy, g, "direct"))
 
 
 def test_sums_of_a_weight_gradient_beyond_64_mib_are_formed_in_rounds() -> None:
     g = Geometry((2, 2, 2), THREE, (1, 1, 1), (1, 1, 1), (1, 1, 1), (2, 2, 2), 1)
     rng = np.random.default_rng(9)
-    x, gy = (rng.integers(-3, 4, (1, channels, 2, 2, 2)).astype(np.float32) for channels in (800, 700))
+    x, gy = (rng.integers(-3, 4, (1, channels, 2, 2, 2)).astype(np.float32) for channels in (600, 500))
     _core.set_algorithm("two_tap")
-    assert " in 2 x " in weight_grad_plan(x.shape, 700, g)  # 3 x 3 x 4 sums of 800 x 700 elements: 81 MB
+    assert " in 2 x " in weight_grad_plan(x.shape, 500, g)  # 4^3 sums of 600 x 500 elements: 77 MB
     np.testing.assert_array_equal(weight_grad(x, gy, g, "two_tap"), reference.weight_grad(x, gy, g))
 
 

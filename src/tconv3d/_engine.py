@@ -93,12 +93,12 @@ def describe_plan(
 
 
 def describe_weight_grad(
-    input_shape: tuple[int, ...], weight_shape: tuple[int, ...], geometry: Geometry, *, double: bool = False
+    input_shape: tuple[int, ...], weight_shape: tuple[int, ...], geometry: Geometry, dtype: str
 ) -> str:
-    """Say how a weight gradient would run, like `describe_plan`."""
+    """Say how a weight gradient would run, like `describe_plan`; of complex numbers, as that of float32."""
     output_size, *rest = geometry_at(geometry)
     ask: Any = _core.describe_weight_grad
-    return cast("str", ask(input_shape, weight_shape, output_size, *rest, float64=double))
+    return cast("str", ask(input_shape, weight_shape, output_size, *rest, DTYPES_AT.get(dtype, DTYPES_AT["float32"])))
 
 
 class PreparedWeight:

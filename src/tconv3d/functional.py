@@ -152,7 +152,8 @@ def conv_transpose3d_weight_grad(
     """Return the gradient with respect to the weight of a call with the same geometry arguments.
 
     ``weight_size`` is the whole shape of that weight, five entries. The gradient adds over the batch; a complex input
-    enters conjugated. Errors as in `conv_transpose3d_input_grad`.
+    enters conjugated. Where the two-tap method runs, an infinity may turn all taps of its channel into NaN. Errors as
+    in `conv_transpose3d_input_grad`.
 
     >>> import numpy as np
     >>> x, gy = np.array([1.0, 10.0]).reshape(1, 1, 1, 1, 2), np.ones((1, 1, 1, 1, 5))

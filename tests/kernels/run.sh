@@ -15,7 +15,7 @@ isas=(base)
 tile_flags=(-O3)
 link=(-static -lpthread -ldl)
 if [[ ${SANITIZE:-} ]]; then
-  # The baseline alone, without optimization: what is looked for does not depend on the instruction set, and checked tiles take minutes to compile.
+  # The baseline alone, hardly optimized: what is looked for does not depend on the instruction set, and checked tiles take minutes to compile.
   flags+=("-fsanitize=$SANITIZE" -g1 -fno-omit-frame-pointer)
   tile_flags=(-O1)
   link=("-fsanitize=$SANITIZE" -lpthread -ldl)

@@ -69,7 +69,7 @@ def _plan(layer: Layer) -> list[str]:
     plans = {
         "forward": describe_plan(*shapes, layer.geometry, double=double),
         "input gradient": describe_plan(*shapes, layer.geometry, double=double, backward=True),
-        "weight gradient": describe_weight_grad(*shapes, layer.geometry, double=double),
+        "weight gradient": describe_weight_grad(*shapes, layer.geometry, layer.call.dtype),
     }
     for name, text in plans.items():
         head, _, rest = text.partition(": ")
