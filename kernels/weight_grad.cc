@@ -479,8 +479,10 @@ class WeightGrad {
     const bool input_on_lanes = layout_.lanes_are_input || depthwise_, grad_on_lanes = !layout_.lanes_are_input || depthwise_;
     const Lattice in = lattice(s, b, true, group, input_on_lanes ? s.part.lane + lane : s.part.row);
     const Lattice grad = lattice(s, b, false, group, grad_on_lanes ? s.part.lane + lane : s.part.row);
+    // A tap that no position meets may lie farther away than an offset can say.
+    const int64_t target = begin < end ? begin * aw.stride + kw * aw.dilation - aw.crop : 0;
     Operand x{in.first + begin * in.step, m.input.data(), in.step, in.tile};
-    Operand gy{grad.first + (begin * aw.stride + kw * aw.dilation - aw.crop) * grad.step, m.grad.data(), grad.step * aw.stride, grad.tile};
+    Operand gy{grad.first + target * grad.step, m.grad.data(), grad.step * aw.stride, grad.tile};
     int64_t count = begin < end ? int64_t(m.input.size()) : 0, steps = end - begin;
     if (steps == 1 && m.even) {  // the images of 1x1x1 inputs: their lines are the steps of one
       steps = count;
