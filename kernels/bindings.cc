@@ -297,8 +297,10 @@ NB_MODULE(_core, m) {
   m.def(
       "describe_weight_grad",
       [](const Shape& input_shape, const Shape& weight_shape, const Sizes& output_size, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
-         int64_t groups,
-         DType dtype) { return describe_weight_grad(problem_at(input_shape, weight_shape, output_size, stride, dilation, crop, groups), dtype); },
+         int64_t groups, DType dtype) {
+        const Problem p = problem_at(input_shape, weight_shape, output_size, stride, dilation, crop, groups);
+        return describe_weight_grad(p, dtype);
+      },
       nb::arg("input_shape"), nb::arg("weight_shape"), nb::arg("output_size"), nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"),
       nb::arg("dtype") = DType::float32, "What weight_grad of arrays of one dtype would run.");
   m.def("get_num_threads", &get_num_threads, "Threads that a call uses.");

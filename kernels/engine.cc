@@ -2,7 +2,6 @@
 #include "engine.h"
 
 #include <atomic>
-#include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <numeric>
@@ -215,9 +214,7 @@ std::string describe_plan(const Problem& p, DType dtype, bool backward, const Op
   const auto kept = dtype == DType::float64 ? plan_for<double>(p, direction, source, w, target, options, active_kernels())
                                             : plan_for<float>(p, direction, source, w, target, options, active_kernels());
   if (!kept->plan) return "nothing but the bias: no tap reaches the output";
-  char cycles[64];
-  std::snprintf(cycles, sizeof cycles, "; %.3g cycles expected", kept->plan->cycles);
-  return kept->plan->describe() + cycles;
+  return with_cycles(kept->plan->describe(), kept->plan->cycles);
 }
 
 Method method_of(const Problem& p) {

@@ -4,6 +4,7 @@
 //     target[n, g*columns + m, first + j*step] = bias + sum over taps t, channels c of  source[n, g*channels + c, ...] * w(g, c, m, t)
 #pragma once
 
+#include <cstdio>
 #include <initializer_list>
 #include <limits>
 #include <memory>
@@ -116,6 +117,13 @@ inline std::string by(std::initializer_list<int64_t> sizes) {
   std::string text;
   for (int64_t n : sizes) text += (text.empty() ? "" : " x ") + std::to_string(n);
   return text;
+}
+
+// What a plan's describe() says, and its cost.
+inline std::string with_cycles(const std::string& plan, double cycles) {
+  char text[64];
+  std::snprintf(text, sizeof text, "; %.3g cycles expected", cycles);
+  return plan + text;
 }
 
 // body(task, scratch) for every task, each thread with scratch of so many elements of its own.

@@ -20,10 +20,7 @@ class TwoTapPlan : public Plan {
 
   void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
   std::string describe() const override {
-    std::string paired;
-    for (size_t a = 0; a < 3; ++a)
-      if (axes[a].step == 2) paired += "dhw"[a];
-    return "two-tap along " + paired + ": " + region.describe() + "; " + by({columns_cut}) + " column tiles of " + by({vectors}) + " vectors, " +
+    return "two-tap along " + paired_axes(axes) + ": " + region.describe() + "; " + by({columns_cut}) + " column tiles of " + by({vectors}) + " vectors, " +
            by({tiles_at_once}) + " at once";
   }
 };
@@ -56,12 +53,6 @@ Volume volume_of(const TransformedAxes& axes) {
     v.sums *= double(axis.terms());
   }
   return v;
-}
-
-TransformedAxes transformed(const Gather& g, const Method& method) {
-  TransformedAxes axes;
-  for (size_t a = 0; a < 3; ++a) axes[a] = method[a] ? paired_axis(g.axis[a], method[a]) : direct_axis(g.axis[a]);
-  return axes;
 }
 
 // Products whose accumulators are kept at once: those of a phase of d and h, and all along w.
@@ -269,7 +260,7 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
   constexpr int64_t kLeastColumns = 8;
   const Method most = g.columns < kLeastColumns ? kDirect : two_tap_everywhere(g);
   const auto cycles = [&](const Method& method) {
-    const TransformedAxes axes = transformed(g, method);
+    const TransformedAxes axes = transformed(g.axis, method);
     const Volume v = volume_of(axes);
     MethodWork work{v.terms, v.products, v.kinds, v.sums, 1, 1, 1, double(g.channels), double(g.columns), method == kDirect, false};
     for (size_t a = 0; a < 3; ++a) {
@@ -295,21 +286,13 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
   Method best = kDirect;
   if (most == kDirect) return best;
   double least = cycles(kDirect) / kTwoTap.gain;
-  for (int mask = 1; mask < 8; ++mask) {
-    Method method = kDirect;
-    bool applies = true;
-    for (size_t a = 0; a < 3; ++a)
-      if (mask >> a & 1) {
-        method[a] = most[a];
-        applies = applies && most[a];
-      }
-    if (!applies) continue;
+  for_each_choice(most, [&](const Method& method) {
     const double c = cycles(method);
     if (c < least) {
       least = c;
       best = method;
     }
-  }
+  });
   return best;
 }
 
@@ -318,7 +301,7 @@ std::unique_ptr<Plan> plan_two_tap(const Gather& original, const PlanContext& co
   auto best = std::make_unique<TwoTapPlan<T>>();
   TwoTapPlan<T> p;
   p.region.channels = original.channels;
-  p.axes = transformed(original, method);
+  p.axes = transformed(original.axis, method);
   for (size_t a = 0; a < 3; ++a) p.targets[a] = p.axes[a].plan;
   const Gather g = with_axes(original, p.targets);
   const TileKernels<T>& k = tiles<T>(context.kernels);

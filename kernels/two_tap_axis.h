@@ -14,7 +14,9 @@
 // float32 (3 times the sum, in halves, along each of three axes).
 #pragma once
 
-#include "geometry.h"
+#include <string>
+
+#include "engine.h"
 
 namespace tconv3d {
 
@@ -241,6 +243,35 @@ inline int best_pairing(const AxisPlan& a) {
     best = pairing;
   }
   return best;
+}
+
+inline TransformedAxes transformed(const std::array<AxisPlan, 3>& plans, const Method& method) {
+  TransformedAxes axes;
+  for (size_t a = 0; a < 3; ++a) axes[a] = method[a] ? paired_axis(plans[a], method[a]) : direct_axis(plans[a]);
+  return axes;
+}
+
+// f(method) for all choices among the axes where `most` applies the method, but for none of them; all of them last.
+template <class F>
+void for_each_choice(const Method& most, F f) {
+  for (int mask = 1; mask < 8; ++mask) {
+    Method method = kDirect;
+    bool applies = true;
+    for (size_t a = 0; a < 3; ++a)
+      if (mask >> a & 1) {
+        method[a] = most[a];
+        applies = applies && most[a];
+      }
+    if (applies) f(method);
+  }
+}
+
+// For people: the paired ones of d, h and w.
+inline std::string paired_axes(const TransformedAxes& axes) {
+  std::string names;
+  for (size_t a = 0; a < 3; ++a)
+    if (axes[a].step == 2) names += "dhw"[a];
+  return names;
 }
 
 }  // namespace tconv3d

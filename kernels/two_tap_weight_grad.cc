@@ -142,12 +142,10 @@ class TwoTapWeightGrad : public WeightGradPlan {
   }
 
   std::string describe() const override {
-    std::string paired;
-    for (size_t a = 0; a < 3; ++a)
-      if (axes_[a].step == 2) paired += "dhw"[a];
-    return "two-tap along " + paired + ": tiles of " + by({rows_}) + " rows x " + by({vectors_}) + " vectors, " + (gy_on_lanes_ ? "grad_output" : "input") +
-           " on the lanes; " + by({blocks()}) + " blocks of " + by({block_.images, block_.size[0], block_.size[1], block_.size[2]}) + " positions in " +
-           by({rounds_, strands_, x_parts_, gy_parts_}) + " rounds, strands, parts of input and grad_output";
+    return "two-tap along " + paired_axes(axes_) + ": tiles of " + by({rows_}) + " rows x " + by({vectors_}) + " vectors, " +
+           (gy_on_lanes_ ? "grad_output" : "input") + " on the lanes; " + by({blocks()}) + " blocks of " +
+           by({block_.images, block_.size[0], block_.size[1], block_.size[2]}) + " positions in " + by({rounds_, strands_, x_parts_, gy_parts_}) +
+           " rounds, strands, parts of input and grad_output";
   }
 
  private:
@@ -509,7 +507,7 @@ class TwoTapWeightGrad : public WeightGradPlan {
   }
 
   // Vectors of a panel that are combined for a position: rows of h (and d), then kinds or products of w.
-  static double combined(const Operand& o, bool planes) {
+  static double combined_vectors(const Operand& o, bool planes) {
     double vectors = 0;
     for (const Combination& d : o.axis[0].of) {
       if (planes) vectors += double(o.axis[1].step * o.axis[2].step);
@@ -535,8 +533,8 @@ class TwoTapWeightGrad : public WeightGradPlan {
     const double tiles = double(x_.panels() * gy_.panels()) * double(ceil_div(std::max<int64_t>(k_.lanes, rows_), rows_));
     const double multiply = terms * (run * tile_cycles_ + double(blocks()) * tiles * kSumsOfTile);
     const double packed = kPackedSample * double(k_.lanes) * (double(rounds_ * gy_parts_) * raw_x * vectors(x_) + double(x_parts_) * raw_gy * vectors(gy_));
-    const double combined = kCombinedVector * (double(rounds_ * gy_parts_) * inside * TwoTapWeightGrad::combined(x_, true) * vectors(x_) +
-                                               double(ceil_div(x_.panels(), at_once_)) * run * TwoTapWeightGrad::combined(gy_, false) * vectors(gy_));
+    const double combined = kCombinedVector * (double(rounds_ * gy_parts_) * inside * combined_vectors(x_, true) * vectors(x_) +
+                                               double(ceil_div(x_.panels(), at_once_)) * run * combined_vectors(gy_, false) * vectors(gy_));
     cycles = double(p_.groups) *
              (double(rounds_) * kCallCycles + multiply + packed + combined + kSumVector * double(strands_) * terms * double(x_.channels) * vectors(gy_));
     const int64_t tasks = strands_ * x_parts_ * gy_parts_;
@@ -564,28 +562,22 @@ template <class T>
 std::unique_ptr<WeightGradPlan> plan_two_tap_weight_grad(const Problem& p, const Kernels& kernels, bool everywhere) {
   std::array<AxisPlan, 3> plans;
   Method most = kDirect;
-  int all = 0;
   if (p.batch == 0 || p.in_channels == 0 || p.out_channels == 0) return nullptr;
   for (size_t a = 0; a < 3; ++a) {
     if (p.axis[a].kernel > kMostKernel || p.axis[a].stride > kMostStride) return nullptr;
     plans[a] = forward_axis(p.axis[a], false);
     if (plans[a].positions == 0 || plans[a].source_size == 0) return nullptr;
     if (has_pairs(plans[a])) most[a] = best_pairing(plans[a]);
-    all |= int(most[a] > 0) << a;
   }
   std::unique_ptr<TwoTapWeightGrad<T>> best;
-  for (int mask = 1; mask < 8; ++mask) {
-    if ((mask & all) != mask || (everywhere && mask != all)) continue;
-    TransformedAxes axes;
-    bool fits = true;
-    for (size_t a = 0; a < 3; ++a) {
-      axes[a] = mask >> a & 1 ? paired_axis(plans[a], most[a]) : direct_axis(plans[a]);
-      fits = fits && axes[a].most_shift - axes[a].least_shift <= kMostHalo;
-    }
-    if (!fits) continue;
+  for_each_choice(most, [&](const Method& method) {
+    if (everywhere && method != most) return;
+    TransformedAxes axes = transformed(plans, method);
+    for (const TransformedAxis& a : axes)
+      if (a.most_shift - a.least_shift > kMostHalo) return;
     auto plan = std::make_unique<TwoTapWeightGrad<T>>(p, std::move(axes), kernels);
     if (plan->cycles < (best ? best->cycles : std::numeric_limits<double>::infinity())) best = std::move(plan);
-  }
+  });
   return best;
 }
 

@@ -3,7 +3,6 @@
 // grad_output are packed in panels, [channels of a tile][position][channel], then every (tap, group, column tile) adds its products. The blocks in
 // turn are cut into strands with sums of their own, which are added at the end. Both cuts depend on the shape, the dtypes and the instruction set
 // alone, so the order of additions is the same for any number of threads, whether they share the work of a block or take a strand each.
-#include <cstdio>
 #include <cstring>
 #include <limits>
 
@@ -579,40 +578,41 @@ struct KeptChoice {
 thread_local KeptPlans<KeptChoice, 4> kept_choices;
 
 template <class T>
-std::shared_ptr<const KeptChoice> choose(const Problem& p, const View& x, const View& gy, const WeightGrad<T>& direct, const Kernels& kernels) {
+std::shared_ptr<const KeptChoice> choose(const Problem& p, const View& x, const View& gy, const Kernels& kernels) {
   const Algorithm algorithm = active_algorithm();
   const std::array<int64_t, 4> rest{int64_t(x.dtype), int64_t(gy.dtype), int64_t(algorithm), int64_t(reinterpret_cast<intptr_t>(&kernels))};
   return kept_choices.get(plan_key(rest, p), [&] {
     auto choice = std::make_shared<KeptChoice>();
     if (algorithm == Algorithm::direct) return choice;
+    if (algorithm == Algorithm::two_tap) {
+      choice->two_tap = plan_two_tap_weight_grad<T>(p, kernels, true);
+      return choice;
+    }
+    const Options options;
+    const WeightGrad<T> direct(p, x, gy, gy, options, kernels);
     // Few channels leave the method nothing to save.
-    if (algorithm == Algorithm::automatic && (direct.cycles() < kTwoTapWork || direct.taps_share_tiles())) return choice;
-    const bool everywhere = algorithm == Algorithm::two_tap;
-    auto plan = plan_two_tap_weight_grad<T>(p, kernels, everywhere);
-    if (plan && (everywhere || plan->cycles * kTwoTapGain < direct.cycles())) choice->two_tap = std::move(plan);
+    if (direct.cycles() < kTwoTapWork || direct.taps_share_tiles()) return choice;
+    auto plan = plan_two_tap_weight_grad<T>(p, kernels, false);
+    if (plan && plan->cycles * kTwoTapGain < direct.cycles()) choice->two_tap = std::move(plan);
     return choice;
   });
 }
 
 template <class T>
 void run(const Problem& p, const View& x, const View& gy, const View& gw, const Options& options, const Kernels& kernels) {
-  WeightGrad<T> direct(p, x, gy, gw, options, kernels);
-  const auto choice = choose(p, x, gy, direct, kernels);
-  if (choice->two_tap)
+  if (const auto choice = choose<T>(p, x, gy, kernels); choice->two_tap)
     choice->two_tap->run(x, gy, gw, options);
   else
-    direct.run();
+    WeightGrad<T>(p, x, gy, gw, options, kernels).run();
 }
 
 template <class T>
 std::string describe(const Problem& p, const View& stored) {
+  const Kernels& kernels = active_kernels();
+  if (const auto choice = choose<T>(p, stored, stored, kernels); choice->two_tap) return with_cycles(choice->two_tap->describe(), choice->two_tap->cycles);
   const Options options;
-  const WeightGrad<T> direct(p, stored, stored, stored, options, active_kernels());
-  const auto choice = choose(p, stored, stored, direct, active_kernels());
-  const WeightGradPlan* const two_tap = choice->two_tap.get();
-  char cycles[64];
-  std::snprintf(cycles, sizeof cycles, "; %.3g cycles expected", two_tap ? two_tap->cycles : direct.cycles());
-  return (two_tap ? two_tap->describe() : direct.describe()) + cycles;
+  const WeightGrad<T> direct(p, stored, stored, stored, options, kernels);
+  return with_cycles(direct.describe(), direct.cycles());
 }
 
 }  // namespace
