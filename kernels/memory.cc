@@ -23,21 +23,24 @@ constexpr size_t kMiB = size_t(1) << 20;
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
+// What is allocated for so many bytes.
+size_t whole_pages(size_t bytes) { return round_up(std::max<size_t>(bytes, 1), bytes >= 4 * kMiB ? 2 * kMiB : 4096); }
+
 Buffer allocate(size_t bytes) {
   const size_t alignment = bytes >= kMiB ? 2 * kMiB : 4096;
-  bytes = round_up(std::max<size_t>(bytes, 1), bytes >= 4 * kMiB ? 2 * kMiB : 4096);
   void* p = nullptr;
   if (posix_memalign(&p, alignment, bytes) != 0) throw std::bad_alloc();
   advise_huge(p, bytes);
   return {p, bytes};
 }
 
-// Idle buffers, at most `limit` bytes. A buffer serves a request that it exceeds by less than `most_waste` times.
+// Idle buffers, at most `limit` bytes. A buffer serves a request that it exceeds by less than `most_waste` times, both in whole pages.
 class IdleStore {
  public:
   IdleStore(size_t limit, double most_waste) : limit_(limit), most_waste_(most_waste) { buffers_.reserve(kMost); }
 
   Buffer take(size_t bytes) {
+    bytes = whole_pages(bytes);  // as buffers are: else one page would be too wasteful for a request of a few bytes, and never serve it again
     {
       std::lock_guard<std::mutex> lock(mutex_);
       auto best = buffers_.end();

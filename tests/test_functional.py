@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tconv3d
-from tconv3d import AllocationTooLarge, functional, reference
+from tconv3d import AllocationTooLarge, _core, functional, reference
 from tconv3d.contracts import pytorch
 
 RNG = np.random.default_rng(5)
@@ -425,3 +425,21 @@ def test_interleaved_out_and_operand_share_nothing() -> None:
 def test_empty_out() -> None:
     out = np.empty((0, *EXPECTED.shape[1:]))
     assert forward(X[:0], out=out) is out
+
+
+@pytest.mark.parametrize("unfit", ["unaligned", "big endian", "integers", "a list", "odd strides", "read-only"])
+def test_the_extension_refuses_what_it_cannot_address(unfit: str) -> None:
+    x, w, y = (np.ones((1, 1, 1, 1, 3), np.float32) for _ in range(3))
+    records = np.ones((1, 1, 1, 1, 3), np.dtype([("x", np.float32), ("y", np.uint8)]))
+    unfit_x: object = {
+        "unaligned": unaligned(x),
+        "big endian": x.astype(">f4"),
+        "integers": x.astype(np.int32),
+        "a list": x.tolist(),
+        "odd strides": records["x"],
+        "read-only": x,
+    }[unfit]
+    y.flags.writeable = unfit != "read-only"
+    with pytest.raises(TypeError, match="the engine takes NumPy arrays"):
+        _core.forward(unfit_x, w[..., :1], None, y, (1, 1, 1), (1, 1, 1), (0, 0, 0), 1)
+    np.testing.assert_array_equal(y, 1)

@@ -199,26 +199,17 @@ def forward(
     if method is not None:
         d, h, w = (_moved(pairing, start) for pairing, start in zip(method, origin, strict=True))
         method = d, h, w
-    shape = (x.shape[0], weight.shape[1] * groups, *geometry.output_size)
     if out is None:
-        out = _empty(shape, x.dtype)
-    if x.dtype.kind == "c":
-        real = _empty((shape[0], 2 * shape[1], *shape[2:]), out.real.dtype)
-        _forward(
-            _real_channels(x, groups),
-            weight,
-            None if bias is None else _real_channels(bias[None], groups)[0],
-            real,
-            geometry,
-            method,
-            threads,
-        )
-        _join_complex(real, out, groups)
+        out = empty((x.shape[0], weight.shape[1] * groups, *geometry.output_size), x.dtype)
+    if x.dtype.kind != "c":
+        core_weight, packed = (weight._core_weight, weight._packed) if type(weight) is PreparedWeight else (weight, None)
+        _forward(x, core_weight, bias, out, geometry, threads, packed, method)
         return out
-    target = out if _is_addressable(out) else _empty(shape, out.dtype)
-    _forward(x, weight, bias, target, geometry, method, threads)
-    if target is not out:
-        out[...] = target
+    real = empty((out.shape[0], 2 * out.shape[1], *out.shape[2:]), out.real.dtype)
+    core_weight, packed = _weight_arguments(weight, groups)
+    core_bias = None if bias is None else _real_channels(bias[None], groups)[0]
+    _forward(_real_channels(x, groups), core_weight, core_bias, real, geometry, threads, packed, method)
+    _join_complex(real, out, groups)
     return out
 
 
@@ -229,7 +220,7 @@ def input_grad(grad_output: Array, weight: Array | PreparedWeight, geometry: Geo
     complex_ = grad_output.dtype.kind == "c"
     grad = _real_channels(grad_output, groups) if complex_ else _addressable(grad_output)
     core_weight, packed = _weight_arguments(weight, groups)
-    real = _empty((shape[0], shape[1] * (1 + complex_), *shape[2:]), grad.dtype)
+    real = empty((shape[0], shape[1] * (1 + complex_), *shape[2:]), grad.dtype)
     _core.input_grad(grad, core_weight, real, *_geometry_arguments(geometry), packed=packed)
     return _joined(real, grad_output.dtype, groups) if complex_ else _typed(real, grad_output.dtype)
 
@@ -267,17 +258,29 @@ def bias_grad(grad_output: Array) -> Array:
 
 def _forward(
     x: Array,
-    weight: Array | PreparedWeight,
+    weight: Array,
     bias: Array | None,
     out: Array,
     geometry: Geometry,
-    method: Triple | None,
     threads: int,
+    packed: Any,
+    method: Triple | None,
 ) -> None:
-    core_weight, packed = _weight_arguments(weight, geometry.groups)
+    if x.dtype.kind == "f":
+        try:  # to ask each array beforehand took a fifth of a small call
+            g = geometry
+            _core.forward(
+                x, weight, bias, out, g.stride, g.dilation, g.crop_front, g.groups, threads, packed, method=method
+            )
+            return
+        except TypeError:
+            pass  # nothing was written: one of the arrays needs a copy
+    target = out if _is_addressable(out) else empty(out.shape, out.dtype)
     core_bias = None if bias is None else _addressable(bias)
     arguments = (*_geometry_arguments(geometry), threads, packed)
-    _core.forward(_addressable(x), core_weight, core_bias, _bits(out), *arguments, method=method)
+    _core.forward(_addressable(x), _addressable(weight), core_bias, _bits(target), *arguments, method=method)
+    if target is not out:
+        out[...] = target
 
 
 def _moved(pairing: int, start: int) -> int:
@@ -295,7 +298,7 @@ def _geometry_arguments(geometry: Geometry) -> tuple[Triple, Triple, Triple, int
     return geometry.stride, geometry.dilation, geometry.crop_front, geometry.groups
 
 
-def _empty(shape: tuple[int, ...], dtype: Dtype) -> Array:
+def empty(shape: tuple[int, ...], dtype: Dtype) -> Array:
     """An uninitialized array of the native form of dtype; a large one from the pool of output buffers."""
     native = dtype if dtype.isnative else dtype.newbyteorder("=")
     if native.itemsize * prod(shape) < _POOLED_BYTES or native.kind == "c":

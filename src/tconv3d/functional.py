@@ -215,23 +215,22 @@ def run_forward(
     """
     dtype = common_dtype(check_dtypes, input.dtype, weight.dtype, None if bias is None else bias.dtype)
     shape = output_shape(input.shape, weight.shape, geometry)
-    check_memory("output", shape, dtype)
+    size = check_memory("output", shape, dtype)
     if out is not None:
         _check_out(out, shape, dtype, (input, weight, bias))
     batched = input if len(shape) == 5 else input[None]
-    target = out if out is None or len(shape) == 5 else out[None]
     if isinstance(weight, PreparedWeight):
         check_prepared(weight, geometry)
     elif dtype == _INT64:
-        result = reference.forward(batched, weight, bias, geometry)
+        result = reference.forward(batched, weight, bias, geometry).reshape(shape)
         if out is None:
-            return result.reshape(shape)
-        out[...] = result.reshape(shape)
+            return result
+        out[...] = result
         return out
-    result = _engine.forward(batched, weight, bias, geometry, target)
-    if out is not None:
-        return out
-    return result if len(shape) == 5 else result[0]
+    if out is None:
+        out = np.empty(shape, dtype) if size < _engine.POOLED_BYTES else _engine.empty(shape, dtype)
+    _engine.forward(batched, weight, bias, geometry, out if len(shape) == 5 else out[None])
+    return out
 
 
 def block_method(
@@ -331,10 +330,11 @@ def output_shape(input_shape: Sequence[int], weight_shape: Sequence[int], geomet
     return (*input_shape[:-4], weight_shape[1] * geometry.groups, *geometry.output_size)
 
 
-def check_memory(what: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
-    """Raise AllocationTooLarge if an array of this shape could not fit into memory.
+def check_memory(what: str, shape: Sequence[int], dtype: np.dtype[Any]) -> int:
+    """Return the bytes of an array of this shape; AllocationTooLarge if they could not fit into memory.
 
     >>> check_memory("output", (2, 3), np.dtype(float))
+    48
     """
     size = prod(shape) * dtype.itemsize
     if size > memory_limit():
@@ -346,6 +346,7 @@ def check_memory(what: str, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
                 "compute it in blocks, or with a smaller dtype",
             )
         )
+    return size
 
 
 @lru_cache(maxsize=1)
