@@ -202,8 +202,10 @@ def forward(
     if out is None:
         out = empty((x.shape[0], weight.shape[1] * groups, *geometry.output_size), x.dtype)
     if x.dtype.kind != "c":
-        core_weight, packed = (weight._core_weight, weight._packed) if type(weight) is PreparedWeight else (weight, None)
-        _forward(x, core_weight, bias, out, geometry, threads, packed, method)
+        if isinstance(weight, PreparedWeight):
+            _forward(x, weight._core_weight, bias, out, geometry, threads, weight.packed, method)
+        else:
+            _forward(x, weight, bias, out, geometry, threads, None, method)
         return out
     real = empty((out.shape[0], 2 * out.shape[1], *out.shape[2:]), out.real.dtype)
     core_weight, packed = _weight_arguments(weight, groups)
