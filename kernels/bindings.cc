@@ -28,8 +28,14 @@ namespace {
 
 using Sizes = std::array<int64_t, 3>;
 
-// A NumPy array, held while the engine works on it. Through the buffer protocol: by DLPack, nanobind's own way, each takes 0.4 us longer. TypeError for what
-// the engine cannot address: other types, bytes in foreign order, elements that are not aligned.
+// An array of another type, in foreign byte order or not aligned: a TypeError of its own, by which Python knows that nothing has begun.
+struct Unaddressable : std::invalid_argument {
+  Unaddressable() : invalid_argument("the engine takes NumPy arrays of float16, bfloat16 (as uint16), float32 and float64, aligned and in native byte order") {}
+};
+
+constexpr char kNativeOrder = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>';
+
+// A NumPy array, held while the engine works on it. Through the buffer protocol: by DLPack, nanobind's own way, each takes 0.4 us longer.
 class Array {
  public:
   enum class Access { read, write };
@@ -38,10 +44,11 @@ class Array {
     const int flags = PyBUF_FORMAT | PyBUF_STRIDES | (access == Access::write ? PyBUF_WRITABLE : 0);
     if (PyObject_GetBuffer(array.ptr(), &held_.view, flags) != 0) {
       PyErr_Clear();
-      refuse();
+      throw Unaddressable();
     }
     const Py_buffer& v = held_.view;
-    const std::string_view format(v.format ? v.format : "");
+    std::string_view format(v.format ? v.format : "");
+    if (!format.empty() && (format[0] == kNativeOrder || format[0] == '=')) format.remove_prefix(1);  // zarr's arrays name their order
     if (format == "f")
       dtype_ = DType::float32;
     else if (format == "d")
@@ -51,10 +58,10 @@ class Array {
     else if (format == "H")
       dtype_ = DType::bfloat16;
     else
-      refuse();
+      throw Unaddressable();
     bool aligned = reinterpret_cast<uintptr_t>(v.buf) % size_t(v.itemsize) == 0;
     for (int a = 0; a < v.ndim; ++a) aligned = aligned && v.strides[a] % v.itemsize == 0;
-    if (!aligned) refuse();
+    if (!aligned) throw Unaddressable();
   }
 
   size_t ndim() const { return size_t(held_.view.ndim); }
@@ -71,10 +78,6 @@ class Array {
     Held& operator=(const Held&) = delete;
     ~Held() { PyBuffer_Release(&view); }  // of none, nothing
   };
-
-  [[noreturn]] static void refuse() {
-    throw nb::type_error("the engine takes NumPy arrays of float16, bfloat16 (as uint16), float32 and float64, aligned and in native byte order");
-  }
 
   Held held_;
   DType dtype_;
@@ -288,6 +291,7 @@ NB_MODULE(_core, m) {
   } catch (const std::invalid_argument&) {
     // A TCONV3D_ISA that names nothing: the first call says so.
   }
+  nb::exception<Unaddressable>(m, "Unaddressable", PyExc_TypeError);
   m.doc() = "The compiled engine of tconv3d. Use tconv3d itself: this module's functions take arguments that were checked already.";
   nb::class_<PackedPanels>(m, "PackedPanels", "Packed weights, kept by the layout that each plan asked for.").def(nb::init<>());
   nb::enum_<Family>(m, "Family", "What lies on the lanes and rows of a register tile; all give the same bits.")

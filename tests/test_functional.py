@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -99,6 +100,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "every second": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
     "backwards": lambda a: np.ascontiguousarray(a[:, ::-1, ::-1, :, ::-1])[:, ::-1, ::-1, :, ::-1],
     "big endian": lambda a: a.astype(a.dtype.newbyteorder(">")),
+    "order by name": lambda a: a.view(a.dtype.newbyteorder("<" if sys.byteorder == "little" else ">")),
     "unaligned": unaligned,
     "record field": odd_strides,
     "subclass": lambda a: a.view(type("Sub", (np.ndarray,), {})),
@@ -440,6 +442,6 @@ def test_the_extension_refuses_what_it_cannot_address(unfit: str) -> None:
         "read-only": x,
     }[unfit]
     y.flags.writeable = unfit != "read-only"
-    with pytest.raises(TypeError, match="the engine takes NumPy arrays"):
+    with pytest.raises(_core.Unaddressable, match="the engine takes NumPy arrays"):
         _core.forward(unfit_x, w[..., :1], None, y, (1, 1, 1), (1, 1, 1), (0, 0, 0), 1)
     np.testing.assert_array_equal(y, 1)

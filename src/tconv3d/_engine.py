@@ -275,7 +275,7 @@ def _forward(
                 x, weight, bias, out, g.stride, g.dilation, g.crop_front, g.groups, threads, packed, method=method
             )
             return
-        except TypeError:
+        except _core.Unaddressable:
             pass  # nothing was written: one of the arrays needs a copy
     target = out if _is_addressable(out) else empty(out.shape, out.dtype)
     core_bias = None if bias is None else _addressable(bias)
