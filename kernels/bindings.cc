@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Python's way in: NumPy arrays through nanobind, never converted. bfloat16 arrives as uint16, its bits.
+// Python's way in: nanobind's functions on NumPy arrays, never converted. bfloat16 arrives as uint16, its bits.
 // Everything that a person can get wrong was refused in Python already; the checks here keep memory safe whatever arrives.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -28,9 +28,13 @@ namespace {
 
 using Sizes = std::array<int64_t, 3>;
 
-// An array of another type, in foreign byte order or not aligned: a TypeError of its own, by which Python knows that nothing has begun.
+// No array, one of another type, in foreign byte order, not aligned, or read-only where written: a TypeError of its own, by which Python knows that
+// nothing has begun.
 struct Unaddressable : std::invalid_argument {
-  Unaddressable() : invalid_argument("the engine takes NumPy arrays of float16, bfloat16 (as uint16), float32 and float64, aligned and in native byte order") {}
+  Unaddressable()
+      : invalid_argument(
+            "the engine takes NumPy arrays of float16, bfloat16 (as uint16), float32 and float64, aligned, in native byte order and, where written, writable") {
+  }
 };
 
 constexpr char kNativeOrder = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>';
@@ -43,6 +47,8 @@ class Array {
   Array(nb::handle array, Access access) {
     const int flags = PyBUF_FORMAT | PyBUF_STRIDES | (access == Access::write ? PyBUF_WRITABLE : 0);
     if (PyObject_GetBuffer(array.ptr(), &held_.view, flags) != 0) {
+      if (!PyErr_ExceptionMatches(PyExc_BufferError) && !PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_TypeError))
+        throw nb::python_error();
       PyErr_Clear();
       throw Unaddressable();
     }
@@ -51,7 +57,7 @@ class Array {
     if (!format.empty() && (format[0] == kNativeOrder || format[0] == '=')) format.remove_prefix(1);  // zarr's arrays name their order
     if (format == "f")
       dtype_ = DType::float32;
-    else if (format == "d")
+    else if (format == "d" || (format == "g" && v.itemsize == Py_ssize_t(sizeof(double))))  // long double on Apple silicon
       dtype_ = DType::float64;
     else if (format == "e")
       dtype_ = DType::float16;
@@ -59,7 +65,7 @@ class Array {
       dtype_ = DType::bfloat16;
     else
       throw Unaddressable();
-    bool aligned = reinterpret_cast<uintptr_t>(v.buf) % size_t(v.itemsize) == 0;
+    bool aligned = v.len == 0 || reinterpret_cast<uintptr_t>(v.buf) % size_t(v.itemsize) == 0;
     for (int a = 0; a < v.ndim; ++a) aligned = aligned && v.strides[a] % v.itemsize == 0;
     if (!aligned) throw Unaddressable();
   }

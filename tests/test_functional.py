@@ -429,6 +429,20 @@ def test_empty_out() -> None:
     assert forward(X[:0], out=out) is out
 
 
+def test_empty_arrays_may_lie_anywhere() -> None:
+    empty, nothing = unaligned(np.zeros((1, *X.shape[1:])))[:0], unaligned(np.zeros((1, *EXPECTED.shape[1:])))[:0]
+    assert forward(empty).shape == nothing.shape
+    assert forward(empty, out=nothing) is nothing
+    assert tconv3d.conv_transpose3d_input_grad(nothing, W, empty.shape, **GEOMETRY).shape == empty.shape
+    assert not tconv3d.conv_transpose3d_weight_grad(empty, nothing, W.shape, **GEOMETRY).any()
+
+
+@pytest.mark.parametrize("operand", ["weight", "bias"])
+def test_one_operand_alone_may_need_a_copy(operand: str) -> None:
+    w, b = (unaligned(W), B) if operand == "weight" else (W, unaligned(B))
+    np.testing.assert_array_equal(forward(X, w, b), forward())
+
+
 @pytest.mark.parametrize("unfit", ["unaligned", "big endian", "integers", "a list", "odd strides", "read-only"])
 def test_the_extension_refuses_what_it_cannot_address(unfit: str) -> None:
     x, w, y = (np.ones((1, 1, 1, 1, 3), np.float32) for _ in range(3))

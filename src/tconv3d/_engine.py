@@ -269,7 +269,7 @@ def _forward(
     method: Triple | None,
 ) -> None:
     if x.dtype.kind == "f":
-        try:  # to ask each array beforehand took a fifth of a small call
+        try:  # to ask each array beforehand took 1.5 us of a small call's 8
             g = geometry
             _core.forward(
                 x, weight, bias, out, g.stride, g.dilation, g.crop_front, g.groups, threads, packed, method=method
