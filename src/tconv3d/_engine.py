@@ -202,10 +202,8 @@ def forward(
     if out is None:
         out = empty((x.shape[0], weight.shape[1] * groups, *geometry.output_size), x.dtype)
     if x.dtype.kind != "c":
-        if isinstance(weight, PreparedWeight):
-            _forward(x, weight._core_weight, bias, out, geometry, threads, weight.packed, method)
-        else:
-            _forward(x, weight, bias, out, geometry, threads, None, method)
+        core_weight, packed = (weight, None) if isinstance(weight, np.ndarray) else (weight._core_weight, weight.packed)
+        _forward(x, core_weight, bias, out, geometry, threads, packed, method)
         return out
     real = empty((out.shape[0], 2 * out.shape[1], *out.shape[2:]), out.real.dtype)
     core_weight, packed = _weight_arguments(weight, groups)
@@ -300,10 +298,13 @@ def _geometry_arguments(geometry: Geometry) -> tuple[Triple, Triple, Triple, int
     return geometry.stride, geometry.dilation, geometry.crop_front, geometry.groups
 
 
-def empty(shape: tuple[int, ...], dtype: Dtype) -> Array:
-    """An uninitialized array of the native form of dtype; a large one from the pool of output buffers."""
+def empty(shape: tuple[int, ...], dtype: Dtype, size: int | None = None) -> Array:
+    """An uninitialized array of the native form of dtype; a large one from the pool of output buffers.
+
+    ``size`` is its bytes, for callers that have counted them.
+    """
     native = dtype if dtype.isnative else dtype.newbyteorder("=")
-    if native.itemsize * prod(shape) < _POOLED_BYTES or native.kind == "c":
+    if (dtype.itemsize * prod(shape) if size is None else size) < _POOLED_BYTES or native.kind == "c":
         return np.empty(shape, native)
     pooled = cast("Array", _core.empty(shape, native.name if native.itemsize > 2 else "uint16"))
     return pooled if native.itemsize > 2 else pooled.view(native)

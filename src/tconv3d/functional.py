@@ -228,7 +228,7 @@ def run_forward(
         out[...] = result
         return out
     if out is None:
-        out = np.empty(shape, dtype) if size < _engine.POOLED_BYTES else _engine.empty(shape, dtype)
+        out = _engine.empty(shape, dtype, size)
     _engine.forward(batched, weight, bias, geometry, out if len(shape) == 5 else out[None])
     return out
 
