@@ -228,7 +228,7 @@ void py_forward(nb::handle input, nb::handle weight, nb::handle bias, nb::handle
     require(b->shape(0) == p.out_channels && vb.dtype == vx.dtype, "bias has out_channels elements of the input's dtype");
   }
   Options o = options_of(threads, family, packed);
-  if (method)
+  if (method && *method != kCol2im)
     for (int pairing : *method) require(pairing >= 0 && pairing <= kMostPairing, "a method comes from method_of");
   o.method = method;
   advise(vy, output_shape(p));
@@ -371,10 +371,10 @@ NB_MODULE(_core, m) {
   m.def(
       "active_algorithm",
       [] {
-        const char* const names[] = {"automatic", "direct", "two_tap"};
+        const char* const names[] = {"automatic", "direct", "two_tap", "col2im"};
         return std::string(names[int(active_algorithm())]);
       },
-      "How products are formed: automatic, direct or two_tap.");
+      "How products are formed: automatic, direct, two_tap or col2im.");
   m.def("set_algorithm", [](const std::string& name) { set_active_algorithm(name.c_str()); }, nb::arg("name"), "Chooses how products are formed, by name.");
   m.def("cache_bytes", &cache_bytes, "Second-level cache per core, in bytes, as the block sizes see it.");
 }

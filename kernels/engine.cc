@@ -77,15 +77,30 @@ struct KeptPlan {
 };
 thread_local KeptPlans<KeptPlan, 11> kept_plans;
 
-Method method_by(Algorithm algorithm, const Gather& g, const Kernels& kernels) {
-  return algorithm == Algorithm::direct ? kDirect : algorithm == Algorithm::two_tap ? two_tap_everywhere(g) : two_tap_where_it_pays(g, kernels.f32.lanes);
+Method method_by(Algorithm algorithm, const Problem& p, Direction direction, const Gather& g, const Kernels& kernels) {
+  const bool col2im = direction == Direction::forward && col2im_applies(p);
+  switch (algorithm) {
+    case Algorithm::direct:
+      return kDirect;
+    case Algorithm::two_tap:
+      return two_tap_everywhere(g);
+    case Algorithm::col2im:
+      return col2im ? kCol2im : kDirect;
+    case Algorithm::automatic:
+      break;
+  }
+  const Method pairs = two_tap_where_it_pays(g, kernels.f32.lanes);
+  return pairs == kDirect && col2im && col2im_pays(g, kernels.f32.lanes) ? kCol2im : pairs;
 }
 
 template <class T>
 std::unique_ptr<Plan> choose(const Problem& p, const Gather& g, Direction direction, const Options& options, Algorithm algorithm, const PlanContext& context) {
   const Family family = options.family;
-  const Method method = family != Family::automatic ? kDirect : options.method ? *options.method : method_by(algorithm, g, context.kernels);
-  if (method != kDirect) return plan_two_tap<T>(g, context, method);
+  const Method method = family != Family::automatic ? kDirect : options.method ? *options.method : method_by(algorithm, p, direction, g, context.kernels);
+  const std::vector<Phase>& along_w = g.axis[2].phases;  // a part of a whole may have none but those without taps: the bias alone
+  const bool reached = std::any_of(along_w.begin(), along_w.end(), [](const Phase& phase) { return !phase.taps.empty(); });
+  if (method == kCol2im && reached) return plan_col2im<T>(g, context);
+  if (method != kDirect && method != kCol2im) return plan_two_tap<T>(g, context, method);
   std::unique_ptr<Plan> best;
   const auto consider = [&](Family candidate, auto make) {
     if (family != Family::automatic && family != candidate) return;
@@ -125,7 +140,7 @@ std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, 
                                          const Kernels& kernels) {
   const PlanContext context{kernels, options.threads, chunk_of(p, direction), is_rows<T>(source), is_rows<T>(target)};
   const Algorithm algorithm = active_algorithm();
-  const Method handed = options.method.value_or(Method{-1, -1, -1});
+  const Method handed = options.method.value_or(Method{-2, -2, -2});
   const std::array<int64_t, 11> rest{int64_t(direction),
                                      int64_t(sizeof(T)),
                                      int64_t(algorithm),
@@ -184,7 +199,8 @@ Algorithm algorithm_named(const std::string& name) {
   if (name == "automatic") return Algorithm::automatic;
   if (name == "direct") return Algorithm::direct;
   if (name == "two_tap") return Algorithm::two_tap;
-  throw std::invalid_argument("TCONV3D_ALGORITHM: '" + name + "' is none of automatic, direct, two_tap");
+  if (name == "col2im") return Algorithm::col2im;
+  throw std::invalid_argument("TCONV3D_ALGORITHM: '" + name + "' is none of automatic, direct, two_tap, col2im");
 }
 
 std::atomic<int> chosen_algorithm{-1};
@@ -221,7 +237,7 @@ Method method_of(const Problem& p) {
   std::array<AxisPlan, 3> axis;
   for (size_t a = 0; a < 3; ++a) axis[a] = forward_axis(p.axis[a], a == 2);
   const View none{nullptr, DType::float32, {}};
-  return method_by(active_algorithm(), gather(p, Direction::forward, axis, none, none, none, nullptr), active_kernels());
+  return method_by(active_algorithm(), p, Direction::forward, gather(p, Direction::forward, axis, none, none, none, nullptr), active_kernels());
 }
 
 void forward(const Problem& p, const View& x, const View& w, const View* bias, const View& y, const Options& options) {

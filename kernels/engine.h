@@ -7,8 +7,9 @@
 //
 // Same bits for any number of threads, batch (but weight_grad), block and memory format. Direct: per target the terms are added in one chain of
 // multiply-adds per chunk of channels (channel_chunk in gather.h), taps outer and channels inner, and chunks in order. Two-tap: so is each product,
-// and a target is its own product plus the shared one, along d, then h, then w. Which of the two runs depends on the layer and the size of an image;
-// of weight_grad, on the batch and the stored dtypes as well.
+// and a target is its own product plus the shared one, along d, then h, then w. Col2im: each tap's product of a chunk of channels is a chain, and a
+// target adds them by source plane, chunk, tap of h and tap of w. Which of the three runs depends on the layer and the size of an image; of weight_grad,
+// on the batch and the stored dtypes as well.
 #pragma once
 
 #include <array>
@@ -53,17 +54,20 @@ class PackedPanels {
 // What lies on the lanes and rows of a tile. All give the same bits; `automatic` asks the cost model. `phased` is `spatial` where it does not apply.
 enum class Family : int { automatic, spatial, phased, channels, rows };
 
-// How products are formed. Each has bits of its own; `automatic` chooses by layer and image size. `two_tap` takes it wherever it applies.
-enum class Algorithm : int { automatic, direct, two_tap };
+// How products are formed. Each has bits of its own; `automatic` chooses by layer and image size. `two_tap` and `col2im` (forward only) are taken wherever
+// they apply, and direct where they do not.
+enum class Algorithm : int { automatic, direct, two_tap, col2im };
 
 // TCONV3D_ALGORITHM, else automatic. Throws std::invalid_argument naming the choices.
 Algorithm active_algorithm();
 void set_active_algorithm(const char* name);
 
 // How each axis forms its products. 0: directly. Else by the two-tap method: 1 + the parity of the pairs' middle samples in the source, + 2 where a
-// tap without a partner reads the sample after a middle rather than before. Whoever cuts an input at an odd sample changes 1 and 2, 3 and 4.
+// tap without a partner reads the sample after a middle rather than before. Whoever cuts an input at an odd sample changes 1 and 2, 3 and 4. All axes
+// kCol2im: that method.
 using Method = std::array<int, 3>;
 constexpr Method kDirect{0, 0, 0};
+constexpr Method kCol2im{-1, -1, -1};
 constexpr int kMostPairing = 4;
 
 struct Options {

@@ -112,6 +112,12 @@ Method two_tap_everywhere(const Gather&);
 template <class T>
 std::unique_ptr<Plan> plan_two_tap(const Gather&, const PlanContext&, const Method&);
 
+// The products of all taps, added to their targets; forward only.
+bool col2im_applies(const Problem&);
+bool col2im_pays(const Gather&, int64_t lanes);
+template <class T>
+std::unique_ptr<Plan> plan_col2im(const Gather&, const PlanContext&);
+
 // "4 x 8 x 32"
 inline std::string by(std::initializer_list<int64_t> sizes) {
   std::string text;

@@ -73,6 +73,7 @@ static void fill_tiles(TileKernels<T>& k) {
   k.split_pairs = split_pairs<T>;
   k.combine_rows = combine_rows<T>;
   k.add_runs = add_runs<T>;
+  k.add_rows = add_rows<T>;
   k.half_sums = half_sums<T>;
   k.add_shared = add_shared<T>;
   k.load_run = load_run<T>;

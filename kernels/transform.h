@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The additions of the two-tap method (two_tap_axis.h), before and after its products.
+// The additions of the two-tap method (two_tap_axis.h), before and after its products, and of col2im.
 #pragma once
 
 #include "isa/isa.h"
@@ -84,6 +84,16 @@ static void add_runs(T* dst, const T* a, const T* b, int64_t n) {
     for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, load<T>(a + i) + load<T>(b + i), m); });
   else
     for_each_vector<T>(n, [&](int64_t i, int64_t m) { store_part<T>(dst + i, load<T>(a + i), m); });
+}
+
+template <class T>
+static void add_rows(const RowsAdd<T>& a) {
+  for (int64_t m = 0; m < a.columns; ++m) {
+    T* dst = a.dst + m * a.dst_column;
+    const T* src = a.src + m * a.src_column;
+    for (int64_t r = 0; r < a.rows; ++r, dst += a.dst_pitch, src += a.src_pitch)
+      for_each_vector<T>(a.n, [&](int64_t i, int64_t n) { store_part<T>(dst + i, load<T>(dst + i) + load<T>(src + i), n); });
+  }
 }
 
 // dst[i] = (a[i] + sign * b[i] + c[i]) / 2, sign 1 or -1

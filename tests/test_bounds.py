@@ -49,7 +49,7 @@ PROGRAM = """
             for family in _core.Family.__members__.values():
                 _core.forward(x, weight, None, y, *rest, None, family)
                 _core.input_grad(y, weight, grad_x, *rest, None, family)
-            for algorithm in ("direct", "two_tap"):
+            for algorithm in ("direct", "two_tap", "col2im"):
                 _core.set_algorithm(algorithm)
                 _core.forward(x, weight, None, y, *rest)
                 _core.input_grad(y, weight, grad_x, *rest)

@@ -96,11 +96,11 @@ class Case:
         return tuple(self.ragged(size) for size in shape)
 
 
-@pytest.fixture
-def two_tap() -> Iterator[None]:
-    """The two-tap method wherever it applies, which is nearly everywhere."""
+@pytest.fixture(params=["two_tap", "col2im"])
+def algorithm(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A method other than the direct one wherever it applies, which is nearly everywhere."""
     before = _core.active_algorithm()
-    _core.set_algorithm("two_tap")
+    _core.set_algorithm(request.param)
     yield
     _core.set_algorithm(before)
 
@@ -124,7 +124,7 @@ def test_every_block_has_the_bits_of_the_whole(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_the_two_tap_method_too(seed: int, two_tap: None) -> None:
+def test_by_other_methods_too(seed: int, algorithm: None) -> None:
     check(Case(seed), seed)
 
 

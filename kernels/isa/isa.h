@@ -86,6 +86,15 @@ struct PairSplit {
   int64_t pitch, rows, n;
 };
 
+// dst[m*dst_column + r*dst_pitch + i] += src[m*src_column + r*src_pitch + i]
+template <class T>
+struct RowsAdd {
+  T* dst;
+  int64_t dst_column, dst_pitch;
+  const T* src;
+  int64_t src_column, src_pitch, columns, rows, n;
+};
+
 // Rows of a packed region, zeros around them.
 template <class T>
 struct RowsLoad {
@@ -154,6 +163,7 @@ struct TileKernels {
   void (*split_pairs)(const PairSplit<T>&);
   void (*combine_rows)(T* dst, int64_t dst_pitch, const T* a, const T* b, T factor, int64_t src_pitch, int64_t rows, int64_t n);
   void (*add_runs)(T* dst, const T* a, const T* b, int64_t n);
+  void (*add_rows)(const RowsAdd<T>&);
   void (*half_sums)(T* dst, const T* a, const T* b, T sign, const T* c, int64_t n);
   void (*add_shared)(T* first, T* second, const T* sum, const T* difference, int64_t n);
   // dst[i * dst_stride] = src[i * src_stride], widened

@@ -285,7 +285,7 @@ def _forward(
 
 def _moved(pairing: int, start: int) -> int:
     """Return an axis' method as seen from sample ``start``: pairs lie at every other sample of the whole."""
-    return pairing if pairing == 0 or start % 2 == 0 else (pairing - 1 ^ 1) + 1
+    return pairing if pairing <= 0 or start % 2 == 0 else (pairing - 1 ^ 1) + 1
 
 
 def _weight_arguments(weight: Array | PreparedWeight, groups: int) -> tuple[Array, Any]:

@@ -141,8 +141,10 @@ int main(int argc, char** argv) {
       run_case<float>(generator, family, "direct");
       run_case<double>(generator, family, "direct");
     }
-    run_case<float>(generator, Family::automatic, "two_tap");
-    run_case<double>(generator, Family::automatic, "two_tap");
+    for (const char* algorithm : {"two_tap", "col2im"}) {
+      run_case<float>(generator, Family::automatic, algorithm);
+      run_case<double>(generator, Family::automatic, algorithm);
+    }
   }
   std::printf("allocations: %ld failures injected, %ld wrong\n", failures, wrong);
   return wrong != 0;
