@@ -304,6 +304,7 @@ NB_MODULE(_core, m) {
       .value("automatic", Family::automatic)
       .value("spatial", Family::spatial)
       .value("phased", Family::phased)
+      .value("depthwise", Family::depthwise)
       .value("rows", Family::rows)
       .value("channels", Family::channels);
 

@@ -109,6 +109,7 @@ std::unique_ptr<Plan> choose(const Problem& p, const Gather& g, Direction direct
   };
   consider(Family::spatial, [&] { return plan_spatial<T>(g, context); });
   consider(Family::rows, [&] { return plan_rows<T>(g, context); });
+  consider(Family::depthwise, [&] { return plan_depthwise<T>(g, context); });
   consider(Family::channels, [&] { return plan_channels<T>(g, context); });
   if (direction == Direction::forward) consider(Family::phased, [&] { return plan_phased<T>(p, g, context); });
   if (!best || best->cycles == std::numeric_limits<double>::infinity()) best = plan_spatial<T>(g, context);

@@ -51,8 +51,9 @@ class PackedPanels {
   std::map<Key, std::shared_ptr<Scratch>> panels_;
 };
 
-// What lies on the lanes and rows of a tile. All give the same bits; `automatic` asks the cost model. `phased` is `spatial` where it does not apply.
-enum class Family : int { automatic, spatial, phased, channels, rows };
+// What lies on the lanes and rows of a tile. All give the same bits; `automatic` asks the cost model. `phased` and `depthwise` are `spatial` where they do
+// not apply.
+enum class Family : int { automatic, spatial, phased, depthwise, channels, rows };
 
 // How products are formed. Each has bits of its own; `automatic` chooses by layer and image size. `two_tap` and `col2im` (forward only) are taken wherever
 // they apply, and direct where they do not.

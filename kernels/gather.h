@@ -103,6 +103,8 @@ std::unique_ptr<Plan> plan_rows(const Gather&, const PlanContext&);
 template <class T>
 std::unique_ptr<Plan> plan_channels(const Gather&, const PlanContext&);
 template <class T>
+std::unique_ptr<Plan> plan_depthwise(const Gather&, const PlanContext&);
+template <class T>
 std::unique_ptr<Plan> plan_phased(const Problem&, const Gather&, const PlanContext&);  // forward only
 
 // The two-tap method on the axes where it pays, on vectors of so many float32.

@@ -150,22 +150,32 @@ static void pointer_tile(const PointerTile<T>& a) {
   write_tile<T, Rows, Vectors>(acc, a.c, a.ldc, a.accumulate);
 }
 
-// Both operands on the lanes, taps on the rows: the weight gradient of depthwise layers, channels side by side.
-//     c[t][m] (+)= sum over segments s, steps i of  a[a_offset[s] + i*a_step + m] * b[b_offset[s] + i*b_step + t*b_tap + m]
+// Both operands on the lanes, taps (of the weight gradient) or positions (forward, input gradient) on the rows: depthwise layers, channels side by side.
+//     c[t][m] (+)= bias[m] + sum over segments s, steps i of  a[a_offset[s] + i*a_step + m] * b[b_offset[s] + i*b_step + t*b_tap + m]
 template <class T, int Taps, int Vectors>
 static void lane_product(const LaneProduct<T>& a) {
   Vec<T> acc[Taps][Vectors] = {};
   for (int64_t s = 0; s < a.segments; ++s) {
     const T *x = a.a + a.a_offset[s], *y = a.b + a.b_offset[s];
-    for (int64_t i = 0; i < a.steps; ++i, x += a.a_step, y += a.b_step)
+    for (int64_t i = 0; i < a.steps; ++i, x += a.a_step, y += a.b_step) {
+      Vec<T> lane[Vectors];
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {
-        Vec<T> lane = load<T>(x + v * kLanes<T>);
-        if constexpr (Taps > 1) keep_in_register<T>(lane);
-#pragma GCC unroll 8
-        for (int t = 0; t < Taps; ++t) acc[t][v] += lane * load<T>(y + t * a.b_tap + v * kLanes<T>);
+        lane[v] = load<T>(x + v * kLanes<T>);
+        if constexpr (Taps > 1) keep_in_register<T>(lane[v]);
       }
+      const T* at = y;
+#pragma GCC unroll 8
+      for (int t = 0; t < Taps; ++t, at += a.b_tap)
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) acc[t][v] += lane[v] * load<T>(at + v * kLanes<T>);
+    }
   }
+  if (a.bias)
+#pragma GCC unroll 8
+    for (int t = 0; t < Taps; ++t)
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) acc[t][v] = acc[t][v] + load<T>(a.bias + v * kLanes<T>);
   write_tile<T, Taps, Vectors>(acc, a.c, a.ldc, a.accumulate);
 }
 

@@ -513,7 +513,7 @@ class WeightGrad {
   void multiply_lanes(const Operand& x, const Operand& gy, int64_t count, int64_t steps, const Target& to) const {
     for_each_slice(count, steps, to.set, [&](int64_t line, int64_t lines, int64_t step, int64_t n, bool accumulate) {
       k_.lane_product[to.rows][to.vectors]({x.first + step * x.step, gy.first + step * gy.step, x.lines + line, gy.lines + line, lines, n, x.step, gy.step,
-                                            p_.axis[2].dilation * panel_shape(false).width, to.sums, to.stride, accumulate});
+                                            p_.axis[2].dilation * panel_shape(false).width, nullptr, to.sums, to.stride, accumulate});
     });
   }
 

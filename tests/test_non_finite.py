@@ -19,7 +19,7 @@ def restored() -> Iterator[None]:
     _core.set_algorithm(algorithm)
 
 
-@pytest.mark.parametrize("family", ["automatic", "spatial", "phased", "rows", "channels", "col2im"])
+@pytest.mark.parametrize("family", ["automatic", "spatial", "phased", "depthwise", "rows", "channels", "col2im"])
 @pytest.mark.parametrize("case", range(12))
 def test_an_infinite_sample_reaches_its_own_outputs_alone(family: str, case: int) -> None:
     rng = np.random.default_rng(case)

@@ -46,6 +46,7 @@ CASES = {
     "one_position": Case(2, (513, 40), 1, (1, 1, 1), (4, 4, 4), (1, 1, 1), (1, 1, 1), (0, 0, 0), (4, 4, 4)),
     "one_channel_out": Case(2, (64, 1), 1, (6, 7, 21), (5, 5, 5), (3, 3, 3), (1, 1, 1), (2, 2, 2), (18, 21, 63)),
     "depthwise": Case(2, (12, 12), 12, (5, 9, 19), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (9, 17, 37)),
+    "depthwise_of_whole_vectors": Case(2, (72, 72), 72, (5, 4, 9), (3, 5, 4), (2, 1, 2), (1, 1, 2), (1, 2, 1), (9, 5, 20)),
     "groups_dilation_holes": Case(2, (12, 15), 3, (4, 5, 13), (2, 3, 2), (3, 1, 5), (1, 2, 3), (2, 0, 1), (12, 11, 70)),
 }
 # Complex numbers are composed of real calls and have no bits of their own.
@@ -170,21 +171,22 @@ def test_prepared_and_live_weights(active_isa: str, case: str, dtype: str) -> No
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
-def test_both_tile_families(active_isa: str, case: str, dtype: str) -> None:
-    """The planner may lay the tile either way round, so the choice must not show."""
+def test_every_tile_family_and_memory_format(active_isa: str, case: str, dtype: str) -> None:
+    """The planner may lay the tile any way, so the choice must not show."""
     _core.set_algorithm("direct")  # the families are its own
     o = operands(CASES[case], DTYPES[dtype])
     g = o.geometry
-    results: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for family in (_core.Family.spatial, _core.Family.rows, _core.Family.channels, _core.Family.automatic):
-        y, gx = np.full_like(o.grad_output, 77), np.full_like(o.x, 77)
-        arguments = (g.stride, g.dilation, g.crop_front, g.groups)
-        _core.forward(o.x, o.weight, o.bias, y, *arguments, family=family)
-        _core.input_grad(o.grad_output, o.weight, gx, *arguments, family=family)
-        results[family.name] = y, gx
-    for family in ("rows", "channels", "automatic"):
-        assert_same_bytes(results["spatial"][0], results[family][0])
-        assert_same_bytes(results["spatial"][1], results[family][1])
+    results = []
+    for layout in (np.ascontiguousarray, channels_last):
+        for family in _core.Family.__members__.values():
+            y, gx = layout(np.full_like(o.grad_output, 77)), layout(np.full_like(o.x, 77))
+            arguments = (g.stride, g.dilation, g.crop_front, g.groups)
+            _core.forward(layout(o.x), o.weight, o.bias, y, *arguments, family=family)
+            _core.input_grad(layout(o.grad_output), o.weight, gx, *arguments, family=family)
+            results.append((y, gx))
+    for y, gx in results[1:]:
+        assert_same_bytes(results[0][0], y)
+        assert_same_bytes(results[0][1], gx)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -61,6 +61,7 @@ struct LaneProduct {
   const T *a, *b;
   const int64_t *a_offset, *b_offset;  // [segment], elements
   int64_t segments, steps, a_step, b_step, b_tap;
+  const T* bias;  // added to each row at last, or null
   T* c;
   int64_t ldc;
   bool accumulate;

@@ -135,7 +135,7 @@ int main(int argc, char** argv) {
   start_stores();
   const int cases = argc > 1 ? std::atoi(argv[1]) : 2;
   Generator generator(11);
-  const Family families[] = {Family::automatic, Family::spatial, Family::phased, Family::rows, Family::channels};
+  const Family families[] = {Family::automatic, Family::spatial, Family::phased, Family::depthwise, Family::rows, Family::channels};
   for (int i = 0; i < cases; ++i) {
     for (Family family : families) {
       run_case<float>(generator, family, "direct");

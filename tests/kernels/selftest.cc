@@ -28,13 +28,14 @@ int main(int argc, char** argv) {
   start_pool();
   start_stores();
   const int cases = argc > 1 ? std::atoi(argv[1]) : 200;
-  const Family families[] = {Family::automatic, Family::spatial, Family::phased, Family::rows, Family::channels, Family::automatic, Family::automatic};
+  const Family families[] = {Family::automatic, Family::spatial,  Family::phased,    Family::depthwise,
+                             Family::rows,      Family::channels, Family::automatic, Family::automatic};
   for (int isa = 0; available_isa(isa); ++isa) {
     set_active_kernels(available_isa(isa));
     int wrong = 0;
     for (int i = 0; i < cases; ++i) {
-      const char* const algorithm = i / 2 % 7 == 5 ? "two_tap" : i / 2 % 7 == 6 ? "col2im" : "automatic";
-      wrong += !(i % 2 ? run_case<float>(families[i / 2 % 7], algorithm, 1 + i % 3) : run_case<double>(families[i / 2 % 7], algorithm, 1 + i % 3));
+      const char* const algorithm = i / 2 % 8 == 6 ? "two_tap" : i / 2 % 8 == 7 ? "col2im" : "automatic";
+      wrong += !(i % 2 ? run_case<float>(families[i / 2 % 8], algorithm, 1 + i % 3) : run_case<double>(families[i / 2 % 8], algorithm, 1 + i % 3));
     }
     std::printf("%s: %d cases, %d wrong\n", available_isa(isa), cases, wrong);
     if (wrong) return 1;
