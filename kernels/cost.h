@@ -35,7 +35,7 @@ constexpr double kPackedElement = 0.4;     // a contiguous element copied on vec
 constexpr double kTransposedElement = 1;   // an element whose neighbours become strangers
 constexpr double kScatteredElement = 1.6;  // an element moved alone
 
-constexpr double kDepthwiseCall = 60;      // entering and leaving a depthwise tile, whose loop is as long
+constexpr double kDepthwiseCall = 60;  // entering and leaving a depthwise tile, whose loop is as long
 
 constexpr double kTaskCall = 1500;  // a task's own bookkeeping
 
