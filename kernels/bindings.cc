@@ -316,7 +316,8 @@ NB_MODULE(_core, m) {
       [](const Shape& input_shape, const Shape& weight_shape, const Sizes& output_size, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
          int64_t groups) { return method_of(problem_at(input_shape, weight_shape, output_size, stride, dilation, crop, groups)); },
       nb::arg("input_shape"), nb::arg("weight_shape"), nb::arg("output_size"), nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"),
-      "How forward would form the products of each axis: 0 directly, else the two-tap method, 1 + the parity of its pairs, + 2 for the other side.");
+      "How forward would form the products of each axis: 0 directly, -1 (all axes) by col2im, else the two-tap method, 1 + the parity of its "
+      "pairs, + 2 for the other side.");
   m.def("input_grad", &py_input_grad, nb::arg("grad_output"), nb::arg("weight"), nb::arg("grad_input"), nb::arg("stride"), nb::arg("dilation"),
         nb::arg("crop_front"), nb::arg("groups"), nb::arg("threads") = 0, nb::arg("packed").none() = nb::none(), nb::arg("family") = Family::automatic,
         "Writes the gradient of the input into grad_input.");

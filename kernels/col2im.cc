@@ -11,7 +11,10 @@ namespace tconv3d {
 namespace {
 
 // Channels packed and summed in one chain, in equal parts: 128 of a plane of rows fit the second-level cache. It fixes the bits.
-int64_t equal_chunk(int64_t channels) { return ceil_div(channels, ceil_div(channels, 128)); }
+int64_t equal_chunk(int64_t channels) {
+  channels = std::max<int64_t>(channels, 1);  // none: only asked for its price
+  return ceil_div(channels, ceil_div(channels, 128));
+}
 
 // A tap of an axis and the phase of the targets that it reaches.
 struct PhaseTap {
@@ -114,9 +117,8 @@ void price(Col2imPlan<T>& p, const Gather& g, const TileKernels<T>& k, int threa
   const double stored = double(p.depth) * double(g.axis[0].phases.size()) * phases_h *
                         (kStoreCall + double(p.columns) * (kPlaneCall + double(p.rows) * (kRowCall + 0.7 * phases_w * double(layout.target.pitch))));
   const double panels = planes * panel_cycles(double(columns * row_taps * g.channels) * sizeof(T));
-  const double spill = double(layout.size()) * sizeof(T) > double(cache_bytes()) ? 1.5 : 1.0;
   const int64_t tasks = g.batch * g.groups * ceil_div(g.columns, p.columns) * ceil_div(g.axis[0].positions, p.depth) * ceil_div(g.axis[1].positions, p.rows);
-  const double task = double(p.depth * row_taps) * (best + added) * spill + packed + stored + panels + kTaskCall;
+  const double task = double(p.depth * row_taps) * (best + added) + packed + stored + panels + kTaskCall;
   p.cycles = parallel_cycles(double(tasks) * task, tasks, threads);
 }
 
@@ -318,7 +320,7 @@ void Col2imPlan<T>::run(const Gather& g, const Options& options, const Kernels& 
 bool col2im_applies(const Problem& p) {
   // Taps far apart would keep many planes open.
   constexpr int64_t kMostReach = 16;
-  return std::all_of(p.axis.begin(), p.axis.end(), [](const Axis& a) { return a.kernel <= kMostReach * a.stride / a.dilation + 1; });
+  return std::all_of(p.axis.begin(), p.axis.end(), [](const Axis& a) { return ceil_div((a.kernel - 1) * a.dilation, a.stride) <= kMostReach; });
 }
 
 // Like the choice of the two-tap method (method_cycles in cost.h), by the layer, the size of the image and the instruction set alone.
@@ -330,6 +332,16 @@ bool col2im_pays(const Gather& g, int64_t lanes) {
     samples *= double(g.axis[a].source_size);
     targets *= double(g.axis[a].target_size);
   }
+  // Rows are not cut, so a task holds whole ones, and threads need several.
+  constexpr int64_t kMostSamples = 1 << 16, kLeastRows = 8;
+  if (double(equal_chunk(g.channels)) * double(g.axis[2].source_size) > kMostSamples) return false;
+  if (double(g.axis[0].source_size) * double(g.axis[1].source_size) < kLeastRows) return false;
+  // Without overlap all columns of all taps share their samples, and the direct method fills its tiles from them: 768 to 1 channels, k16 s16, 0.8.
+  constexpr double kMostColumnsApart = 512;
+  const bool apart = std::all_of(g.axis.begin(), g.axis.end(), [](const AxisPlan& a) {
+    return std::all_of(a.phases.begin(), a.phases.end(), [](const Phase& phase) { return phase.taps.size() <= 1; });
+  });
+  if (apart && taps * double(g.columns) > kMostColumnsApart) return false;
   const double channels = double(g.channels), columns = double(g.columns), planes = double(g.axis[0].source_size);
   const double vectors = planes * double(g.axis[1].source_size * ceil_div(g.axis[2].source_size, lanes));
   const double multiply = 0.5 * taps * channels * columns * samples / double(lanes), store = price.stored * targets * columns;
@@ -344,13 +356,15 @@ std::unique_ptr<Plan> plan_col2im(const Gather& g, const PlanContext& context) {
   const TileKernels<T>& k = tiles<T>(context.kernels);
   auto best = std::make_unique<Col2imPlan<T>>();
   const auto sizes = block_sizes(g, k.lanes);
-  for (int64_t pieces = 1; pieces <= g.columns; pieces *= 2)
+  for (int64_t columns = g.columns; columns > 0; columns /= 2)
     for (int64_t rows : sizes[1])
       for (int64_t depth : sizes[0]) {
         Col2imPlan<T> p;
         p.depth = depth;
         p.rows = rows;
-        p.columns = ceil_div(g.columns, pieces);
+        p.columns = columns;
+        const bool smallest = rows == sizes[1].back() && depth == sizes[0].back() && p.columns == 1;
+        if (!smallest && double(Col2imLayout<T>(g, p, k).size()) * sizeof(T) > double(cache_bytes())) continue;
         price<T>(p, g, k, context.threads);
         if (p.cycles < best->cycles) *best = p;
       }

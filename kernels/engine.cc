@@ -99,7 +99,7 @@ std::unique_ptr<Plan> choose(const Problem& p, const Gather& g, Direction direct
   const Method method = family != Family::automatic ? kDirect : options.method ? *options.method : method_by(algorithm, p, direction, g, context.kernels);
   const std::vector<Phase>& along_w = g.axis[2].phases;  // a part of a whole may have none but those without taps: the bias alone
   const bool reached = std::any_of(along_w.begin(), along_w.end(), [](const Phase& phase) { return !phase.taps.empty(); });
-  if (method == kCol2im && reached) return plan_col2im<T>(g, context);
+  if (method == kCol2im && reached && col2im_applies(p)) return plan_col2im<T>(g, context);
   if (method != kDirect && method != kCol2im) return plan_two_tap<T>(g, context, method);
   std::unique_ptr<Plan> best;
   const auto consider = [&](Family candidate, auto make) {

@@ -53,6 +53,13 @@ inline bool has_dense_kernel(const Gather& g) {
   return g.weight_tap[2] == 1 && g.weight_tap[1] == g.weight_kernel[2] && g.weight_tap[0] == g.weight_kernel[1] * g.weight_kernel[2];
 }
 
+// f(first position, positions) for the tiles of a row: as few as can be, of about equal size.
+template <class F>
+void for_each_piece(int64_t width, int64_t most, F f) {
+  const int64_t pieces = ceil_div(width, most);
+  for (int64_t i = 0; i < pieces; ++i) f(i * width / pieces, (i + 1) * width / pieces - i * width / pieces);
+}
+
 // The same operation with its targets ordered another way.
 inline Gather with_axes(const Gather& g, const std::array<AxisPlan, 3>& axis) {
   return {g.batch, g.groups,       g.channels,       g.columns,       axis,         g.source,       g.weight, g.target,

@@ -60,13 +60,6 @@ std::array<double, 2> sums_inside(const AxisPlan& axis) {
   return {taps, positions};
 }
 
-// f(first position, positions) for the tiles of a row: as few as can be, of about equal size.
-template <class F>
-void for_each_piece(int64_t width, int64_t most, F f) {
-  const int64_t pieces = ceil_div(width, most);
-  for (int64_t i = 0; i < pieces; ++i) f(i * width / pieces, (i + 1) * width / pieces - i * width / pieces);
-}
-
 struct Sums {
   std::array<double, 2> d, h;  // taps and positions, over the image
   double taps_w;

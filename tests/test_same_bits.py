@@ -189,6 +189,18 @@ def test_every_tile_family_and_memory_format(active_isa: str, case: str, dtype: 
         assert_same_bytes(results[0][1], gx)
 
 
+def test_far_strides_of_a_depthwise_layer() -> None:
+    """Sizes as the positions' places in the source, 2^60, fit no scratch and must not wrap."""
+    g = Geometry((2, 2, 17), (1, 1, 1), (1, 1, 2**56), (1, 1, 1), (0, 0, 2**59), (2, 2, 1), 16)
+    rng = np.random.default_rng(0)
+    gy, weight = rng.standard_normal((1, 16, 2, 2, 1)), rng.standard_normal((16, 1, 1, 1, 1))
+    gx = channels_last(np.full((1, 16, 2, 2, 17), 77.0))
+    _core.input_grad(channels_last(gy), weight, gx, g.stride, g.dilation, g.crop_front, g.groups)
+    expected = np.zeros_like(gx)
+    expected[..., 8] = gy[..., 0] * weight[:, 0, :, :, 0]
+    np.testing.assert_array_equal(gx, expected)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_call_of_many(active_isa: str, case: str) -> None:
     """Scratch memory is reused; nothing of an earlier, larger or smaller call may shine through."""

@@ -13,7 +13,7 @@ enum class DType : int { float16, bfloat16, float32, float64 };
 constexpr int kMaxRows = 14;                          // rows of the tallest tile (AVX-512: 14 x 2 accumulators of 32 registers)
 constexpr int kMaxVectors = 8;                        // vectors of the widest tile
 constexpr int kMaxPointerRows = 8;                    // row pointers that stay in general registers beside the counters (16 on x86-64)
-constexpr int kMaxLaneTaps = 7, kMaxLaneVectors = 4;  // depthwise weight gradients
+constexpr int kMaxLaneTaps = 7, kMaxLaneVectors = 4;  // depthwise layers
 
 template <class T>
 struct SpatialTile {
@@ -87,7 +87,7 @@ struct PairSplit {
   int64_t pitch, rows, n;
 };
 
-// dst[m*dst_column + r*dst_pitch + i] += src[m*src_column + r*src_pitch + i]
+// dst[m*dst_column + r*dst_pitch + i] += src[m*src_column + r*src_pitch + i] for m < columns, r < rows, i < n
 template <class T>
 struct RowsAdd {
   T* dst;
