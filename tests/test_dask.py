@@ -123,7 +123,7 @@ def test_every_block_has_the_bits_of_the_whole(seed: int) -> None:
     check(Case(seed), seed)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30, 60))
 def test_by_other_methods_too(seed: int, algorithm: None) -> None:
     check(Case(seed), seed)
 

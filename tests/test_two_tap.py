@@ -296,7 +296,7 @@ def test_an_unknown_algorithm_is_refused_by_the_first_call() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["automatic", "two_tap", "direct", "col2im"])
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(30))
 def test_a_block_alone_has_the_bits_of_the_whole(seed: int, algorithm: str) -> None:
     rng = np.random.default_rng(seed)
     g = draw_geometry(rng)
