@@ -43,9 +43,13 @@ Reach reach_of(const std::vector<Tap>& taps) {
 }
 
 Reach reach_of(const AxisPlan& axis) {
-  std::vector<Tap> all;
-  for (const PhaseTap& t : taps_of(axis)) all.push_back(t.tap);
-  return reach_of(all);
+  Reach all{std::numeric_limits<int64_t>::max(), std::numeric_limits<int64_t>::min()};
+  for (const Phase& phase : axis.phases) {
+    if (phase.taps.empty()) continue;
+    const Reach r = reach_of(phase.taps);
+    all = {std::min(all.least, r.least), std::max(all.most, r.most)};
+  }
+  return all;
 }
 
 template <class T>
@@ -126,12 +130,16 @@ template <class T>
 class Col2imRun {
  public:
   Col2imRun(const Gather& g, const Col2imPlan<T>& p, const Kernels& kernels)
-      : g_(g), p_(p), k_(tiles<T>(kernels)), layout_(g, p, k_), source_(g, layout_.source, k_), target_(g, layout_.target, k_), h_reach_(reach_of(g.axis[1])) {
+      : g_(g),
+        p_(p),
+        k_(tiles<T>(kernels)),
+        layout_(g, p, k_),
+        source_(g, layout_.source, k_),
+        target_(g, layout_.target, k_),
+        h_reach_(reach_of(g.axis[1])),
+        taps_{taps_of(g.axis[0]), taps_of(g.axis[1]), taps_of(g.axis[2])} {
     for (size_t a = 0; a < 3; ++a)
-      for (const PhaseTap& t : taps_of(g.axis[a])) {
-        taps_[a].push_back(t);
-        alone_[a].push_back({0, 0, {t.tap}});
-      }
+      for (const PhaseTap& t : taps_[a]) alone_[a].push_back({0, 0, {t.tap}});
     int64_t slot = 0;
     for (const Phase& phase : g.axis[0].phases) {
       first_slot_.push_back(slot);
@@ -299,7 +307,7 @@ class Col2imRun {
   const Col2imLayout<T> layout_;
   const Region<T> source_, target_;
   const Reach h_reach_;
-  std::array<std::vector<PhaseTap>, 3> taps_;
+  const std::array<std::vector<PhaseTap>, 3> taps_;
   std::array<std::vector<Phase>, 3> alone_;  // a phase of its own for each tap
   std::vector<int64_t> first_slot_;          // of each phase of d
   std::vector<ColumnTile> cut_;
@@ -326,11 +334,11 @@ bool col2im_applies(const Problem& p) {
 // Like the choice of the two-tap method (method_cycles in cost.h), by the layer, the size of the image and the instruction set alone.
 bool col2im_pays(const Gather& g, int64_t lanes) {
   const Col2imPrices& price = kCol2imPrices;
-  double taps = 1, samples = 1, targets = 1;
-  for (size_t a = 0; a < 3; ++a) {
-    taps *= double(taps_of(g.axis[a]).size());
-    samples *= double(g.axis[a].source_size);
-    targets *= double(g.axis[a].target_size);
+  const double taps = double(work_of(g).taps);
+  double samples = 1, targets = 1;
+  for (const AxisPlan& a : g.axis) {
+    samples *= double(a.source_size);
+    targets *= double(a.target_size);
   }
   // Rows are not cut, so a task holds whole ones, and threads need several.
   constexpr int64_t kMostSamples = 1 << 16, kLeastRows = 8;

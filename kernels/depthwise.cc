@@ -34,8 +34,6 @@ struct Source {
 };
 using Sources = std::vector<std::vector<Source>>;
 
-int64_t source_of(const AxisPlan& axis, const Tap& tap, int64_t j) { return (j + tap.offset) * axis.source_step + tap.source_phase; }
-
 Sources sources_of(const AxisPlan& axis) {
   Sources sources{size_t(axis.target_size)};
   for (const Phase& phase : axis.phases)

@@ -53,6 +53,9 @@ inline int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b != 0 && (
 inline int64_t floor_mod(int64_t a, int64_t b) { return a - floor_div(a, b) * b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
 
+// The source sample that a tap takes to position j; it may lie outside.
+inline int64_t source_of(const AxisPlan& axis, const Tap& tap, int64_t j) { return (j + tap.offset) * axis.source_step + tap.source_phase; }
+
 // `whole_rows`: targets that no tap reaches become phases without taps, so that rows along this axis are stored once and whole.
 inline AxisPlan forward_axis(const Axis& a, bool whole_rows) {
   AxisPlan plan;

@@ -37,8 +37,7 @@ struct TapRange {
 TapRange taps_inside(const AxisPlan& axis, const Phase& phase, int64_t j) {
   TapRange range{0, 0};
   for (int64_t t = 0; t < int64_t(phase.taps.size()); ++t) {
-    const Tap& tap = phase.taps[size_t(t)];
-    const int64_t source = (j + tap.offset) * axis.source_step + tap.source_phase;
+    const int64_t source = source_of(axis, phase.taps[size_t(t)], j);
     if (source < 0 || source >= axis.source_size) continue;
     if (range.end == 0) range.begin = t;
     range.end = t + 1;

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
+import tconv3d
 from tconv3d import _core
 from tconv3d.geometry import Geometry
 
@@ -39,3 +40,30 @@ def block_of(g: Geometry, start: tuple[int, ...], stop: tuple[int, ...]) -> tupl
     crop = tuple(c + o - r[0] * s for c, o, r, s in zip(g.crop_front, start, ranges, g.stride, strict=True))
     size, out = tuple(b - a for a, b in ranges), tuple(b - a for a, b in zip(start, stop, strict=True))
     return Geometry(size, g.kernel_size, g.stride, g.dilation, crop, out, g.groups), tuple(slice(*r) for r in ranges)
+
+
+def draw_operands(
+    rng: np.random.Generator, most_channels: int, most_columns: int
+) -> tuple[Geometry, np.ndarray, np.ndarray]:
+    """A random geometry, and x and weight of small integers, fewer than so many channels of a group."""
+    g = draw_geometry(rng)
+    channels, columns = g.groups * rng.integers(1, (most_channels, most_columns))
+    x = rng.integers(-3, 4, (2, channels, *g.input_size)).astype(np.float32)
+    weight = rng.integers(-3, 4, (channels, columns // g.groups, *g.kernel_size)).astype(np.float32)
+    return g, x, weight
+
+
+def assert_forward_keeps_its_bits(x: np.ndarray, weight: np.ndarray, g: Geometry, algorithm: str) -> None:
+    """For any number of threads, a part of the batch, channels last, and weights prepared."""
+    tconv3d.set_num_threads(1)
+    y = forward(x, weight, g, algorithm)
+    for threads in (2, 3, 8):
+        tconv3d.set_num_threads(threads)
+        assert y.tobytes() == forward(x, weight, g, algorithm).tobytes()
+    assert y.tobytes() == forward(channels_last(x), weight, g, algorithm).tobytes()
+    assert y[1:2].tobytes() == forward(x[1:2], weight, g, algorithm).tobytes()
+    prepared = tconv3d.prepare(weight, g.stride)
+    for _ in range(2):
+        kept = np.empty_like(y)
+        _core.forward(x, prepared._weight, None, kept, *arguments(g), packed=prepared.packed)
+        assert y.tobytes() == kept.tobytes()

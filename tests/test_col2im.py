@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from engine_support import arguments, channels_last, draw_geometry, forward
+from engine_support import arguments, assert_forward_keeps_its_bits, draw_operands, forward
 
 import tconv3d
 from tconv3d import _core, _engine, reference
@@ -39,11 +39,7 @@ def plan(shape: tuple[int, ...], columns: int, g: Geometry) -> str:
 @pytest.mark.parametrize("isa", _core.instruction_sets())
 @pytest.mark.parametrize("seed", range(24))
 def test_integers_are_exact_on_every_geometry(seed: int, isa: str) -> None:
-    rng = np.random.default_rng(seed)
-    g = draw_geometry(rng)
-    channels, columns = g.groups * rng.integers(1, (200, 20))
-    x = rng.integers(-3, 4, (2, channels, *g.input_size)).astype(np.float32)
-    weight = rng.integers(-3, 4, (channels, columns // g.groups, *g.kernel_size)).astype(np.float32)
+    g, x, weight = draw_operands(np.random.default_rng(seed), 200, 20)
     _core.set_instruction_set(isa)
     np.testing.assert_array_equal(forward(x, weight, g, "col2im"), reference.forward(x, weight, None, g))
 
@@ -89,18 +85,7 @@ def test_the_same_bits_for_threads_batch_and_memory_format(columns: int, dtype: 
     _core.set_instruction_set(isa)
     x = rng.standard_normal((3, 140, *g.input_size)).astype(dtype)
     weight = rng.standard_normal((140, columns, *g.kernel_size)).astype(dtype)
-    tconv3d.set_num_threads(1)
-    y = forward(x, weight, g, "col2im")
-    for threads in (2, 3, 8):
-        tconv3d.set_num_threads(threads)
-        assert y.tobytes() == forward(x, weight, g, "col2im").tobytes()
-    assert y.tobytes() == forward(channels_last(x), weight, g, "col2im").tobytes()
-    assert y[1:2].tobytes() == forward(x[1:2], weight, g, "col2im").tobytes()
-    prepared = tconv3d.prepare(weight, g.stride)
-    for _ in range(2):
-        kept = np.empty_like(y)
-        _core.forward(x, prepared._weight, None, kept, *arguments(g), packed=prepared.packed)
-        assert y.tobytes() == kept.tobytes()
+    assert_forward_keeps_its_bits(x, weight, g, "col2im")
 
 
 def test_far_taps_are_left_to_the_direct_method() -> None:

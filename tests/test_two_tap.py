@@ -12,7 +12,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from engine_support import arguments, block_of, channels_last, draw_geometry, forward
+from engine_support import (
+    arguments,
+    assert_forward_keeps_its_bits,
+    block_of,
+    channels_last,
+    draw_geometry,
+    draw_operands,
+    forward,
+)
 
 import tconv3d
 from tconv3d import _core, _engine, reference
@@ -49,11 +57,8 @@ def weight_grad(x: np.ndarray, gy: np.ndarray, g: Geometry, algorithm: str) -> n
 @pytest.mark.parametrize("seed", range(24))
 def test_integers_are_exact_on_every_geometry_it_applies_to(seed: int, isa: str) -> None:
     rng = np.random.default_rng(seed)
-    g = draw_geometry(rng)
-    channels, columns = g.groups * rng.integers(1, (40, 30))
-    x = rng.integers(-3, 4, (2, channels, *g.input_size)).astype(np.float32)
-    weight = rng.integers(-3, 4, (channels, columns // g.groups, *g.kernel_size)).astype(np.float32)
-    gy = rng.integers(-3, 4, (2, columns, *g.output_size)).astype(np.float32)
+    g, x, weight = draw_operands(rng, 40, 30)
+    gy = rng.integers(-3, 4, (2, weight.shape[1] * g.groups, *g.output_size)).astype(np.float32)
     _core.set_instruction_set(isa)
     np.testing.assert_array_equal(forward(x, weight, g, "two_tap"), reference.forward(x, weight, None, g))
     np.testing.assert_array_equal(input_grad(gy, weight, g, "two_tap"), reference.input_grad(gy, weight, g))
@@ -126,24 +131,16 @@ def test_the_same_bits_for_threads_batch_and_memory_format(layer: str, dtype: ty
     x = rng.standard_normal((3, 20, *g.input_size)).astype(dtype)
     weight = rng.standard_normal((20, 24, *g.kernel_size)).astype(dtype)
     gy = rng.standard_normal((3, 24, *g.output_size)).astype(dtype)
+    assert_forward_keeps_its_bits(x, weight, g, "two_tap")
     tconv3d.set_num_threads(1)
-    y, gx = forward(x, weight, g, "two_tap"), input_grad(gy, weight, g, "two_tap")
-    gw = weight_grad(x, gy, g, "two_tap")
+    gx, gw = input_grad(gy, weight, g, "two_tap"), weight_grad(x, gy, g, "two_tap")
     for threads in (2, 3, 8):
         tconv3d.set_num_threads(threads)
-        assert y.tobytes() == forward(x, weight, g, "two_tap").tobytes()
         assert gx.tobytes() == input_grad(gy, weight, g, "two_tap").tobytes()
         assert gw.tobytes() == weight_grad(x, gy, g, "two_tap").tobytes()
-    assert y.tobytes() == forward(channels_last(x), weight, g, "two_tap").tobytes()
     assert gx.tobytes() == input_grad(channels_last(gy), weight, g, "two_tap").tobytes()
     assert gw.tobytes() == weight_grad(channels_last(x), channels_last(gy), g, "two_tap").tobytes()
-    assert y[1:2].tobytes() == forward(x[1:2], weight, g, "two_tap").tobytes()
     assert gx[1:2].tobytes() == input_grad(gy[1:2], weight, g, "two_tap").tobytes()
-    prepared = tconv3d.prepare(weight, g.stride)
-    for _ in range(2):
-        kept = np.empty_like(y)
-        _core.forward(x, prepared._weight, None, kept, *arguments(g), packed=prepared.packed)
-        assert y.tobytes() == kept.tobytes()
 
 
 @pytest.mark.parametrize("layer", LAYERS)
