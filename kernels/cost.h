@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "memory.h"
@@ -61,41 +62,46 @@ inline int64_t tiles_within(double share, double bytes_of_one, int64_t tiles) {
   return std::clamp<int64_t>(int64_t(share * double(cache_bytes()) / bytes_of_one), 1, tiles);
 }
 
-// The two-tap method: cycles per vector of transformed samples and of products, with the smaller blocks and shorter stores that they bring, and how much
-// panels count. `pairs_along_rows`: how much more where rows are split into pairs, on whole vectors. `strided`: the factor of transforms of a strided
-// source, as input gradients have. `gain`: what it must promise over the direct method to be taken. Fitted with AVX2 on Zen 3, to all axes of 170 layers
-// and directions, where the choice loses 5 % against the best of seven calls of each; with AVX-512 on Sapphire Rapids it loses 5.3 % over 178 of them,
-// where prices from two layers on Zen 5 lost 7 % and prices fitted to one half of the layers lose 5.3 % over the other.
+// What the methods cost beside each other: the two-tap method per vector of multiply-adds, of accumulators written, of samples combined and loaded, per target
+// stored, and per weight that a block of positions reads; the direct method per vector of multiply-adds, those on samples outside the image, and per weight;
+// `packed` per weight summed for a call (fresh memory where many). `gain`: what the two-tap method must promise. Fitted with AVX2 on Zen 3, to all axes of 130
+// layers in both directions, weights prepared and not: the choice loses 7 % against the best of up to eight calls of each, a part of it to noise.
 struct TwoTapPrices {
-  double transformed = 15.5, shared = 5, panels = 0.2, packed = 1.1, pairs_along_rows = 1.8, strided = 0.86, gain = 1.15;
+  double multiply = 0.33, written = 4.8, combined = 5.2, loaded = 9.3, stored = 1.06, panels = 0.22, packed = 1.1;
+  double direct = 0.46, outside = 0.08, direct_panels = 0.2, gain = 1.22;
 };
 constexpr TwoTapPrices kTwoTap;
-constexpr double kTransformedVector = 16;  // in the price of a block
-constexpr double kSharedVector = 12;
+// In the price of a block: a vector combined from the second-level cache, or of shared products added; the pointer to a position's samples.
+constexpr double kCombinedVector = 3, kSharedVector = 2, kAimedRow = 3;
 constexpr double kMostTwoTapBytes = double(int64_t(4) << 20);  // transformed samples of a task
 constexpr double kMostTwoTapPanel = 16e6;  // elements of packed weights, 64 MB: 512 to 512 channels of 5^3 would take 537 MB and read them for each task
 
 // What a method runs and moves for one image and group.
 struct MethodWork {
-  double terms, products, kinds, sums;  // multiply-adds, accumulators, transformed samples for a position, channel and column; weights for a channel and column
-  double positions, waste, moves;       // `waste`: lanes over the halo, `moves`: pairs along short rows, as factors
+  bool direct;
+  double multiply_adds, inside;  // of one channel and column; those of the direct method whose sample lies in the image
+  double products, positions;    // accumulators written for a position and column; positions
+  double combined, loaded;       // samples for a position and channel
+  double targets, sums;          // for a column; packed weights of one channel and column
   double channels, columns;
-  bool direct, strided;  // source samples come from several phases, as in the input gradient of a strided layer
 };
 
 // Cycles of one image and group, for the choice between the methods. The choice changes the bits of a result, so it depends on the layer, the size of the
 // image and the instruction set alone: not on batch, threads, cache or frozen weights.
 inline double method_cycles(const MethodWork& w, int64_t lanes) {
-  const double vectors = w.positions / double(lanes), panel = w.sums * w.channels * w.columns;
-  const double multiply = 0.55 * w.terms * w.channels * w.columns * vectors * w.waste;
-  // Each task reads the panels, and holds so many positions that its samples stay in the caches: few where kinds and channels are many (input gradient
-  // of tats_up0, 216 kinds of 256 channels: 59 ms direct, 341 two-tap).
-  const double task = w.direct ? 256 : std::clamp(2e6 / (w.kinds * w.channels * 4), 4.0, 256.0);
-  const double panels = (w.strided ? 1 : kTwoTap.panels) * panel * std::max(1.0, w.positions / task) * (panel < 2e6 ? 0.25 : 0.8);
-  if (w.strided && w.direct) return multiply + panels;
-  const double packed = kTwoTap.packed * panel * (panel < 2e6 ? 1.5 : 4.5);  // fresh memory: 4.6 cycles an element (tats_up0)
-  const double strided = w.strided ? kTwoTap.strided : 1;
-  return strided * (multiply + panels + packed + w.moves * vectors * (kTwoTap.transformed * w.kinds * w.channels + kTwoTap.shared * w.products * w.columns));
+  const TwoTapPrices& price = kTwoTap;
+  const double panel = w.sums * w.channels * w.columns, large = panel < 2e6 ? 0 : 1;
+  const double packed = price.packed * panel * (large ? 4.5 : 1.5);  // fresh memory: 4.6 cycles an element (tats_up0)
+  // A block reads its panels once, and holds so many positions that its samples stay near: few where kinds and channels are many.
+  const auto panels = [&](double positions) { return panel * std::max(1.0, w.positions / positions) * (large ? 0.8 : 0.25); };
+  if (w.direct) {
+    const double multiply = price.direct * w.inside + price.outside * (w.multiply_adds - w.inside);
+    return w.channels * w.columns / double(lanes) * multiply + price.direct_panels * panels(256) + packed;
+  }
+  const double vectors = std::ceil(w.columns / double(lanes)), samples = w.combined + w.loaded;
+  const double multiply = vectors * (price.multiply * w.multiply_adds * w.channels + price.written * w.products * w.positions);
+  const double move = w.positions * w.channels / double(lanes) * (price.combined * w.combined + price.loaded * w.loaded) + price.stored * w.targets * w.columns;
+  return multiply + move + price.panels * panels(std::clamp(7.5e5 / (samples * w.channels), 4.0, 256.0)) + packed;
 }
 
 // Products of all taps, then col2im, against the direct method: cycles per vector of products that is added to its targets, per sample packed, per target

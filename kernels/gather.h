@@ -66,6 +66,20 @@ inline Gather with_axes(const Gather& g, const std::array<AxisPlan, 3>& axis) {
           g.bias,  g.weight_group, g.weight_channel, g.weight_column, g.weight_tap, g.weight_kernel};
 }
 
+// Sums over all positions and phases of an axis: taps inside, and positions.
+inline std::array<double, 2> sums_inside(const AxisPlan& axis) {
+  double taps = 0, positions = 0;
+  for (const Phase& phase : axis.phases) {
+    positions += double(phase.count);
+    for (const Tap& tap : phase.taps) {
+      const int64_t begin = ceil_div(-tap.source_phase, axis.source_step) - tap.offset,
+                    end = floor_div(axis.source_size - 1 - tap.source_phase, axis.source_step) - tap.offset + 1;
+      taps += double(std::max<int64_t>(0, std::min(end, phase.count) - std::max<int64_t>(begin, 0)));
+    }
+  }
+  return {taps, positions};
+}
+
 // A phase of all three axes. Its taps are the product of the axes' taps, kernel d, h, w ascending: the order of the reduction.
 using Combo = std::array<const Phase*, 3>;
 

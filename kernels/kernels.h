@@ -70,7 +70,6 @@ static void fill_tiles(TileKernels<T>& k) {
   fill_vectors<T, 6>(k);
   fill_vectors<T, 8>(k);
   FillLanes<T, kMaxLaneTaps, kMaxLaneVectors>::fill(k);
-  k.split_pairs = split_pairs<T>;
   k.combine_rows = combine_rows<T>;
   k.add_runs = add_runs<T>;
   k.add_rows = add_rows<T>;
@@ -84,6 +83,7 @@ static void fill_tiles(TileKernels<T>& k) {
   k.store_scattered = store_scattered<T>;
   k.store_columns = store_columns<T>;
   k.store_positions = store_positions<T>;
+  k.store_lanes = store_lanes<T>;
   k.pack_weights = pack_weights<T>;
   k.pack_kernels = pack_kernels<T>;
   k.pack_positions = pack_positions<T>;

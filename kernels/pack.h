@@ -525,6 +525,17 @@ static void store_positions(const PositionStore<T>& a) {
   }
 }
 
+template <class T>
+static void store_lanes(const PositionStore<T>& a) {
+  for (int64_t p = 0; p < a.n; ++p) {
+    T* const out = a.out + p * a.step;
+    const T* const c = a.c + p * a.ld;
+    int64_t m = 0;
+    for (; m + kLanes<T> <= a.columns; m += kLanes<T>) store<T>(out + m, load<T>(c + m) + load<T>(a.bias + m));
+    for (; m < a.columns; ++m) out[m] = c[m] + a.bias[m];
+  }
+}
+
 // dst[p][i] = src[i*channel_stride + p*pos_stride]
 template <class T>
 static void pack_positions(T* dst, int64_t ld, const void* src, int64_t channel_stride, int64_t channels, int64_t pos_stride, int64_t positions, DType dtype) {

@@ -45,20 +45,6 @@ TapRange taps_inside(const AxisPlan& axis, const Phase& phase, int64_t j) {
   return range;
 }
 
-// Sums over all positions and phases of an axis: taps inside, and positions.
-std::array<double, 2> sums_inside(const AxisPlan& axis) {
-  double taps = 0, positions = 0;
-  for (const Phase& phase : axis.phases) {
-    positions += double(phase.count);
-    for (const Tap& tap : phase.taps) {
-      const int64_t begin = ceil_div(-tap.source_phase, axis.source_step) - tap.offset,
-                    end = floor_div(axis.source_size - 1 - tap.source_phase, axis.source_step) - tap.offset + 1;
-      taps += double(std::max<int64_t>(0, std::min(end, phase.count) - std::max<int64_t>(begin, 0)));
-    }
-  }
-  return {taps, positions};
-}
-
 struct Sums {
   std::array<double, 2> d, h;  // taps and positions, over the image
   double taps_w;

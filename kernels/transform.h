@@ -16,31 +16,6 @@ static inline __attribute__((always_inline)) void for_each_vector(int64_t n, F f
   if (i < n) f(i, n - i);
 }
 
-// Reads whole vectors past the end of a row.
-template <class T>
-static void split_pairs(const PairSplit<T>& a) {
-  for (int64_t r = 0; r < a.rows; ++r) {
-    const T* const src = a.src + r * a.src_pitch;
-    const int64_t to = r * a.pitch;
-    for_each_vector<T>(a.n, [&](int64_t i, int64_t n) {
-      const T* const p = src + 2 * i;
-      const Vec<T> v0 = load<T>(p), v1 = load<T>(p + kLanes<T>), w0 = load<T>(p + 2), w1 = load<T>(p + 2 + kLanes<T>);
-      const Vec<T> b = unzip<T, 0>(v0, v1), s = unzip<T, 1>(v0, v1), next_b = unzip<T, 0>(w0, w1), next_s = unzip<T, 1>(w0, w1);
-      const auto put = [&](PairKind kind, Vec<T> v) {
-        if (a.to[kind]) store_part<T>(a.to[kind] + to + i, v, n);
-      };
-      put(kSample, s);
-      put(kPrevious, b);
-      put(kNext, next_b);
-      put(kBefore, b - s);
-      put(kAfter, next_b - s);
-      put(kOuter, b - next_b);
-      put(kSum, s + next_b);
-      put(kBeyond, next_s - s);
-    });
-  }
-}
-
 // `Vectors` at once: rows of one to four vectors, around which a loop would take longer than the additions.
 template <class T, int Vectors>
 static void combine_short_rows(T* dst, int64_t dst_pitch, const T* a, const T* b, T factor, int64_t src_pitch, int64_t rows) {

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The two-tap method (two_tap_axis.h) on any of the axes, nested: k4 s2 takes 27 products where the direct method takes 64, k3 s2 125 for 216,
-// k3 s1 64 for 216. A task transforms the samples of a block of positions, runs the register tile of the spatial family over every product, adds the
-// shared products to the targets that they serve, and stores rows as the spatial family does.
-#include <cmath>
-
-#include "two_tap_region.h"
+// k3 s1 64 for 216. A task combines the samples of a block of positions, runs the pointer tile of the family `channels` over every product, adds the
+// shared products to the targets that they serve, and turns rows of targets back.
+#include "two_tap_panels.h"
+#include "two_tap_samples.h"
 
 namespace tconv3d {
 
@@ -15,13 +14,13 @@ class TwoTapPlan : public Plan {
  public:
   TransformedAxes axes;
   std::array<AxisPlan, 3> targets;
-  RegionPlan region;
-  int64_t vectors = 1, columns_cut = 1, tiles_at_once = 1;
+  RegionPlan region;  // of the targets: the positions of a block, one behind the other
+  int64_t rows = 1, vectors = 1, columns_cut = 1, tiles_at_once = 1;
 
   void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
   std::string describe() const override {
-    return "two-tap along " + paired_axes(axes) + ": " + region.describe() + "; " + by({columns_cut}) + " column tiles of " + by({vectors}) + " vectors, " +
-           by({tiles_at_once}) + " at once";
+    return "two-tap along " + paired_axes(axes) + ": channels on the lanes, blocks of " + by({region.block[0], region.block[1], region.block[2]}) +
+           " positions; " + by({columns_cut}) + " column tiles of positions x vectors " + by({rows, vectors}) + ", " + by({tiles_at_once}) + " at once";
   }
 };
 
@@ -29,7 +28,7 @@ class TwoTapPlan : public Plan {
 struct Volume {
   double terms = 1;     // products times their terms, all phases
   double products = 1;  // accumulators written
-  double kinds = 1;     // transformed samples
+  double kinds = 1;     // combined samples
   double sums = 1;      // packed weights for one channel and column
 };
 
@@ -38,10 +37,6 @@ double terms_of(const TransformedAxis& axis) {
   double terms = 0;
   for (const Product& p : axis.products) terms += double(p.terms.size());
   return terms;
-}
-
-double products_with_terms(const TransformedAxis& axis) {
-  return double(std::count_if(axis.products.begin(), axis.products.end(), [](const Product& p) { return !p.terms.empty(); }));
 }
 
 Volume volume_of(const TransformedAxes& axes) {
@@ -66,141 +61,190 @@ int64_t products_at_once(const TransformedAxes& axes) {
   return products;
 }
 
-// Accumulators that one pass over the transformed samples fills: half of the cache, the samples have the rest.
 template <class T>
-int64_t tiles_at_once(const TwoTapPlan<T>& p, int64_t rows) {
-  return tiles_within(0.5, double(products_at_once(p.axes) * rows * p.region.run) * sizeof(T), p.columns_cut);
-}
-
-// Picks vectors and the number of column tiles for a block, and adds up its cycles.
-template <class T>
-void price(TwoTapPlan<T>& p, const Gather& g, const TileKernels<T>& k, int threads) {
-  const Volume v = volume_of(p.axes);
-  const double loads = loads_per_vector<T>(k.lanes), run = double(p.region.run);
-  double best = std::numeric_limits<double>::infinity();
-  int64_t best_rows = 1;
-  for (int64_t vectors = 1; vectors <= kMaxVectors; ++vectors) {
-    int64_t rows = most_rows(k, vectors, g.columns);
-    if (rows == 0) continue;
-    const int64_t count = ceil_div(g.columns, rows);
-    rows = ceil_div(g.columns, count);
-    const double cycles = double(count) * run_cycles(k, vectors, p.region.run, [&](int64_t held) {
-                            return v.terms * double(g.channels) * step_cycles(rows, held, loads, k.lanes * int64_t(sizeof(T))) +
-                                   v.products * (kTileCall + double(rows * held) * 1.5);
-                          });
-    if (cycles < best) {
-      best = cycles;
-      best_rows = rows;
-      p.vectors = vectors;
-      p.columns_cut = count;
-    }
-  }
-  p.tiles_at_once = tiles_at_once(p, best_rows);
-  const double vector_bytes = double(k.lanes) * sizeof(T);
-  const double samples = v.kinds * double(g.channels) * run * sizeof(T);
-  const double transform = samples / vector_bytes * kTransformedVector, sums = v.products * double(g.columns) * run * sizeof(T) / vector_bytes * kSharedVector;
-  const double panels = panel_cycles(double(g.columns * g.channels) * v.sums * sizeof(T));
-  // Samples that outgrow the cache are read anew for every pass over the columns.
-  const double spill = samples > 0.7 * double(cache_bytes()) ? samples / 12 * double(ceil_div(p.columns_cut, p.tiles_at_once)) : 0;
-  const int64_t tasks = p.region.tasks(g);
-  const double rows_stored = double(p.region.block[0] * p.region.block[1] * g.columns) * double(p.targets[0].phases.size() * p.targets[1].phases.size());
-  const double store = rows_stored * (kRowCall + kPackedElement * double(p.region.block[2]) * double(p.targets[2].phases.size()));
-  p.cycles = parallel_cycles(double(tasks) * (best + transform + sums + panels + spill + store + kTaskCall), tasks, threads);
-}
-
-template <class T>
-void lay_out(TwoTapPlan<T>& p, const std::array<int64_t, 3>& block) {
+void lay_out(TwoTapPlan<T>& p, const Gather& g, const std::array<int64_t, 3>& block) {
   RegionPlan& r = p.region;
   r.block = block;
+  r.channels = g.channels;
   r.flat_depth = true;
   for (size_t a = 0; a < 3; ++a) r.blocks[a] = ceil_div(p.targets[a].positions, block[a]);
-  const auto length = [&](size_t a) { return block[a] + p.axes[a].most_shift - p.axes[a].least_shift; };
-  r.pitch = length(2);
-  r.depth_stride = length(1) * r.pitch;
-  r.run = (block[0] - 1) * r.depth_stride + (block[1] - 1) * r.pitch + block[2];
+  r.pitch = block[2];
+  r.depth_stride = block[1] * r.pitch;
+  r.run = block[0] * r.depth_stride;
+}
+
+// Cycles of the tiles of a block; picks their rows and vectors.
+template <class T>
+double tile_cycles(TwoTapPlan<T>& p, const Gather& g, const TileKernels<T>& k, const Volume& v) {
+  double best = std::numeric_limits<double>::infinity();
+  for (int64_t most = 1; most <= kMaxVectors; ++most)
+    for (int64_t rows = 1; rows <= kMaxPointerRows && rows <= p.region.run; ++rows) {
+      const int64_t cut = ceil_div(g.columns, most * k.lanes), vectors = ceil_div(ceil_div(g.columns, cut), k.lanes);
+      if (!k.pointer[vectors][rows]) continue;
+      const auto tile = [&](int64_t held) {
+        const double step = step_cycles(held, vectors, 1, k.lanes * int64_t(sizeof(T)));
+        return held == 0 ? 0 : v.terms * double(g.channels) * step + v.products * (kTileCall + double(held * vectors) * 1.5);
+      };
+      const double cycles = double(cut) * (double(p.region.run / rows) * tile(rows) + tile(p.region.run % rows));
+      if (cycles >= best) continue;
+      best = cycles;
+      p.rows = rows;
+      p.vectors = vectors;
+      p.columns_cut = cut;
+    }
+  return best;
+}
+
+template <class T>
+void price(TwoTapPlan<T>& p, const Gather& g, const TileKernels<T>& k, const PlanContext& context, const SampleCounts& samples) {
+  const Volume v = volume_of(p.axes);
+  const double multiply = tile_cycles(p, g, k, v), positions = double(p.region.run), lanes = double(k.lanes), columns = double(g.columns);
+  // Half of the cache for the sums, the samples have the rest.
+  p.tiles_at_once = tiles_within(0.5, double(products_at_once(p.axes) * p.region.run * p.vectors * k.lanes) * sizeof(T), p.columns_cut);
+  const double passes = double(ceil_div(p.columns_cut, p.tiles_at_once));
+  const bool spills = samples.all() * sizeof(T) > 0.7 * double(cache_bytes());
+  const double pack = samples.loaded * kTransposedElement + samples.combined / lanes * (spills ? 2 : 1) * kCombinedVector;
+  const double read = passes * positions * (kAimedRow * v.terms + (spills ? v.kinds * double(g.channels) * sizeof(T) / 12 : 0));
+  const double shared = v.products * positions * columns / lanes * kSharedVector, panels = panel_cycles(columns * double(g.channels) * v.sums * sizeof(T));
+  const double planes = double(int64_t(p.targets[0].phases.size() * p.targets[1].phases.size()) * p.region.block[0]) * columns;
+  const double row = kRowCall + (kTransposedElement + kPackedElement) * double(p.region.block[2]) * double(p.targets[2].phases.size());
+  const double store = planes * (kPlaneCall + double(p.region.block[1]) * row);
+  const int64_t tasks = p.region.tasks(g);
+  p.cycles = parallel_cycles(double(tasks) * (multiply + pack + read + shared + panels + store + kTaskCall), tasks, context.threads);
 }
 
 template <class T>
 class TwoTapRun {
  public:
   TwoTapRun(const Gather& g, const TwoTapPlan<T>& p, const std::vector<ColumnTile>& cut, const TwoTapPanels& panels, const Kernels& kernels)
-      : g_(g), p_(p), cut_(cut), panels_(panels), k_(tiles<T>(kernels)), region_(g, p.axes, p.region.block, k_), rows_(g, p.region, k_) {
-    ldc_ = ceil_div(p.region.run, k_.lanes) * k_.lanes + p.vectors * k_.lanes;  // a run may start anywhere
+      : g_(g), p_(p), cut_(cut), panels_(panels), k_(tiles<T>(kernels)), samples_(g, p.axes, p.region.block, k_), target_(g, p.region, k_) {
     int64_t widest = 0;
-    for (size_t t = 0; t < cut.size(); t += size_t(p.tiles_at_once)) widest = std::max(widest, columns(t));
-    accumulators_ = widest * ldc_ * products_at_once(p.axes);
+    for (size_t t = 0; t < cut.size(); t += size_t(p.tiles_at_once)) widest = std::max(widest, width(t));
+    products_ = odd_lines<T>(products_at_once(p.axes) * p.region.run * widest);
+    ld_turned_ = odd_lines<T>(p.region.run + k_.lanes);
+    turned_ = is_rows<T>(g.target) ? 0 : int64_t(g.axis[2].phases.size()) * widest * ld_turned_;
   }
 
-  int64_t scratch_size() const { return odd_lines<T>(region_.size()) + std::max(accumulators_ + slack(k_), region_.scratch_size()); }
+  int64_t scratch_size() const { return odd_lines<T>(samples_.size()) + products_ + turned_ + slack(k_); }
 
   void run(int64_t task, T* scratch) const {
-    const Block b = rows_.block(task);
-    T *region = scratch, *c = scratch + odd_lines<T>(region_.size());
-    region_.pack(b, region, c);
+    const Block b = target_.block(task);
+    T* const c = scratch + odd_lines<T>(samples_.size());
+    samples_.pack(b, scratch);
+    Terms terms;
     for (size_t first = 0; first < cut_.size(); first += size_t(p_.tiles_at_once))
       for (const auto& d : p_.axes[0].phases)
         for (const auto& h : p_.axes[1].phases) {
-          multiply(b, region, first, d, h, c);
+          multiply(b, scratch, first, d, h, c, &terms);
           add_shared(first, d, h, c);
-          store(b, first, d, h, c);
+          if (is_rows<T>(g_.target))
+            store_positions(b, first, d, h, c);
+          else
+            store_rows(b, first, d, h, c);
         }
   }
 
  private:
+  using Place = typename TwoTapSamples<T>::Place;
+  // A product's terms: where their samples lie, which weights they take, and what the tiles are given, kept from product to product.
+  struct Terms {
+    std::vector<Place> places;
+    size_t list_d, list_h, list_w;
+    std::vector<const T*> pointers;    // [tile][term][row]
+    std::vector<int64_t> lane_offset;  // [term]
+  };
   size_t last(size_t first) const { return std::min(first + size_t(p_.tiles_at_once), cut_.size()); }
-  int64_t columns(size_t first) const { return cut_[last(first) - 1].start + cut_[last(first) - 1].width - cut_[first].start; }
+  int64_t width(size_t first) const { return cut_[last(first) - 1].start + cut_[last(first) - 1].width - cut_[first].start; }
+  int64_t columns(size_t first) const { return cut_[last(first) - 1].begin + cut_[last(first) - 1].count - cut_[first].begin; }
 
-  // c[product d][product h][product w][column][position]; the products of a phase in the order of PhaseProducts
-  void multiply(const Block& b, const T* region, size_t first, const PhaseProducts& d, const PhaseProducts& h, T* c) const {
-    const int64_t size = columns(first) * ldc_;
+  // c[product d][product h][product w][position][column]; the products of a phase in the order of PhaseProducts
+  void multiply(const Block& b, const T* samples, size_t first, const PhaseProducts& d, const PhaseProducts& h, T* c, Terms* terms) const {
     for (size_t pd : d)
       for (size_t ph : h)
         for (const Product& w : p_.axes[2].products) {
-          multiply(b, region, first, p_.axes[0].products[pd], p_.axes[1].products[ph], w, c);
-          c += size;
+          multiply(b, samples, first, p_.axes[0].products[pd], p_.axes[1].products[ph], w, c, terms);
+          c += p_.region.run * width(first);
         }
   }
 
-  void multiply(const Block& b, const T* region, size_t first, const Product& d, const Product& h, const Product& w, T* c) const {
-    std::vector<int64_t> offsets;
+  void multiply(const Block& b, const T* samples, size_t first, const Product& d, const Product& h, const Product& w, T* c, Terms* terms) const {
+    // The positions of the block that take the product in: whole rows, so that they follow each other.
+    std::array<int64_t, 3> begin, end;
+    const Product* const along[] = {&d, &h, &w};
+    for (size_t a = 0; a < 3; ++a) {
+      begin[a] = std::max<int64_t>(0, along[a]->begin - b.from[a]);
+      end[a] = std::min(b.size[a], along[a]->end - b.from[a]);
+      if (begin[a] >= end[a]) return;
+    }
+    terms->places.clear();
     for (const auto& td : d.terms)
       for (const auto& th : h.terms)
-        for (const auto& tw : w.terms) offsets.push_back(region_.offset(td, th, tw));
-    // From the first to the last position of the block that takes the product in.
-    int64_t from = 0, to = 0;
-    const Product* const along[] = {&d, &h, &w};
-    const int64_t stride[] = {region_.plane(), region_.pitch(), 1};
-    for (size_t a = 0; a < 3; ++a) {
-      const int64_t begin = std::max<int64_t>(0, along[a]->begin - b.from[a]), end = std::min(b.size[a], along[a]->end - b.from[a]);
-      if (begin >= end) return;
-      from += begin * stride[a];
-      to += (end - 1) * stride[a];
+        for (const auto& tw : w.terms) terms->places.push_back(samples_.place(td, th, tw));
+    terms->list_d = d.list, terms->list_h = h.list, terms->list_w = w.list;
+    const int64_t row = p_.region.pitch, height = p_.region.block[1];
+    if (begin[1] == 0 && end[1] == height)
+      multiply(b, samples, first, {begin[0], 0}, (end[0] - begin[0]) * height * row, c, terms);
+    else
+      for (int64_t plane = begin[0]; plane < end[0]; ++plane) multiply(b, samples, first, {plane, begin[1]}, (end[1] - begin[1]) * row, c, terms);
+  }
+
+  // So many positions from the start of a row (d, h) on.
+  void multiply(const Block& b, const T* samples, size_t first, const std::array<int64_t, 2>& row, int64_t positions, T* c, Terms* terms) const {
+    const int64_t segments = int64_t(terms->places.size());
+    aim(samples, row, positions, terms);
+    std::vector<int64_t>& lane_offset = terms->lane_offset;
+    lane_offset.resize(size_t(segments));
+    c += (row[0] * p_.region.depth_stride + row[1] * p_.region.pitch) * width(first);
+    PointerTile<T> job;
+    job.lane_offset = lane_offset.data();
+    job.segments = segments;
+    job.row_step = 1;
+    job.ldc = width(first);
+    for (int64_t channel = 0; channel < g_.channels; channel += panels_.chunk()) {
+      job.steps = std::min(panels_.chunk(), g_.channels - channel);
+      job.accumulate = channel > 0;
+      if (channel > 0)
+        for (const T*& p : terms->pointers) p += panels_.chunk();
+      for (size_t t = first; t < last(first); ++t) {
+        const ColumnTile& tile = cut_[t];
+        job.lanes = panels_.template at<T>(b.group, tile, channel, terms->list_d, terms->list_h, terms->list_w);
+        job.lane_step = tile.width;
+        for (int64_t s = 0; s < segments; ++s) lane_offset[size_t(s)] = s * job.steps * tile.width;
+        const auto& run_tile = k_.pointer[tile.width / k_.lanes];
+        for (int64_t p = 0; p < positions; p += p_.rows) {
+          job.rows = terms->pointers.data() + p * segments;
+          job.c = c + p * job.ldc + tile.start - cut_[first].start;
+          run_tile[std::min(p_.rows, positions - p)](job);
+        }
+      }
     }
-    SpatialTile<T> job;
-    job.tap_offset = offsets.data();
-    job.taps = int64_t(offsets.size());
-    job.weight_offset = nullptr;
-    job.channel_stride = region_.channel_stride();
-    job.ldc = ldc_;
-    for (size_t t = first; t < last(first); ++t) {
-      const ColumnTile& tile = cut_[t];
-      job.weight_step = tile.width;
-      for (int64_t channel = 0; channel < g_.channels; channel += panels_.chunk()) {
-        job.weights = panels_.template at<T>(b.group, tile, channel, d.list, h.list, w.list);
-        job.channels = std::min(panels_.chunk(), g_.channels - channel);
-        job.accumulate = channel > 0;
-        for_each_tile(k_, p_.vectors, to + 1 - from, [&](int64_t position, int64_t vectors) {
-          job.region = region + channel * region_.channel_stride() + from + position;
-          job.c = c + (tile.start - cut_[first].start) * ldc_ + from + position;
-          k_.spatial[vectors][tile.width](job);
-        });
+  }
+
+  void aim(const T* samples, const std::array<int64_t, 2>& row, int64_t positions, Terms* terms) const {
+    const int64_t segments = int64_t(terms->places.size());
+    terms->pointers.resize(size_t(positions * segments));
+    for (int64_t s = 0; s < segments; ++s) {
+      const Place& place = terms->places[size_t(s)];
+      int64_t d = row[0], h = row[1], w = 0;
+      const T* at = samples + place.at + d * place.stride[0] + h * place.stride[1];
+      for (int64_t first = 0; first < positions; first += p_.rows) {
+        const int64_t rows = std::min(p_.rows, positions - first);
+        const T** const to = terms->pointers.data() + first * segments + s * rows;
+        for (int64_t r = 0; r < rows; ++r) {
+          to[r] = at;
+          at += place.stride[2];
+          if (++w < p_.region.block[2]) continue;
+          w = 0;
+          if (++h == p_.region.block[1]) h = 0, ++d;
+          at = samples + place.at + d * place.stride[0] + h * place.stride[1];
+        }
       }
     }
   }
 
   // The shared products join the targets along d, then h, then w, all columns and positions at once.
   void add_shared(size_t first, const PhaseProducts& d, const PhaseProducts& h, T* c) const {
-    const int64_t size = columns(first) * ldc_, row = size * int64_t(p_.axes[2].products.size()), plane = row * int64_t(h.size());
+    const int64_t size = p_.region.run * width(first), row = size * int64_t(p_.axes[2].products.size()), plane = row * int64_t(h.size());
     // `places`: of the products of a phase, `stride` elements apart.
     const auto join = [&](T* at, const size_t* places, size_t count, int64_t stride) {
       const auto place = [&](size_t i) { return at + int64_t(places[i]) * stride; };
@@ -216,13 +260,51 @@ class TwoTapRun {
     }
   }
 
-  void store(const Block& b, size_t first, const PhaseProducts& d, const PhaseProducts& h, const T* c) const {
-    const int64_t size = columns(first) * ldc_, row = size * int64_t(p_.axes[2].products.size()), plane = row * int64_t(h.size());
-    const int64_t count = cut_[last(first) - 1].begin + cut_[last(first) - 1].count - cut_[first].begin;
+  // f(phase d, phase h, their sums of all phases along w)
+  template <class F>
+  void for_each_row_phase(size_t first, const PhaseProducts& d, const PhaseProducts& h, const T* c, F f) const {
+    const int64_t row = p_.region.run * width(first) * int64_t(p_.axes[2].products.size()), plane = row * int64_t(h.size());
     for (int64_t pd = 0; pd < targets_of(d); ++pd)
-      for (int64_t ph = 0; ph < targets_of(h); ++ph)
-        rows_.store(b, g_.axis[0].phases[d[size_t(pd)]], g_.axis[1].phases[h[size_t(ph)]], b.group * g_.columns + cut_[first].begin, count, 0,
-                    c + pd * plane + ph * row, ldc_, size);
+      for (int64_t ph = 0; ph < targets_of(h); ++ph) f(g_.axis[0].phases[d[size_t(pd)]], g_.axis[1].phases[h[size_t(ph)]], c + pd * plane + ph * row);
+  }
+
+  // Turned to [phase w][column][position], and to the target.
+  void store_rows(const Block& b, size_t first, const PhaseProducts& d, const PhaseProducts& h, T* c) const {
+    const int64_t ldc = width(first), count = columns(first);
+    T* const turned = c + products_;
+    for_each_row_phase(first, d, h, c, [&](const Phase& phase_d, const Phase& phase_h, const T* sums) {
+      for (int64_t w = 0; w < int64_t(g_.axis[2].phases.size()); ++w)
+        k_.pack_positions(turned + w * count * ld_turned_, ld_turned_, sums + w * p_.region.run * ldc, ldc, p_.region.run, 1, count,
+                          sizeof(T) == 8 ? DType::float64 : DType::float32);
+      target_.store(b, phase_d, phase_h, b.group * g_.columns + cut_[first].begin, count, 0, turned, ld_turned_, count * ld_turned_);
+    });
+  }
+
+  // Channels last: rows of positions, each with its columns side by side.
+  void store_positions(const Block& b, size_t first, const PhaseProducts& d, const PhaseProducts& h, const T* c) const {
+    const int64_t ldc = width(first), count = columns(first), channel = b.group * g_.columns + cut_[first].begin;
+    const View& target = g_.target;
+    std::vector<T> bias(size_t(count), T(0));
+    if (g_.bias) k_.load_run(bias.data(), 1, g_.bias->at(channel * g_.bias->stride[0]), g_.bias->stride[0], count, g_.bias->dtype);
+    for_each_row_phase(first, d, h, c, [&](const Phase& phase_d, const Phase& phase_h, const T* sums) {
+      for (int64_t w = 0; w < int64_t(g_.axis[2].phases.size()); ++w) {
+        const Phase* const phases[] = {&phase_d, &phase_h, &g_.axis[2].phases[size_t(w)]};
+        std::array<int64_t, 3> begin, end, step;
+        int64_t to = b.image * target.stride[0] + channel;
+        for (size_t a = 0; a < 3; ++a) {
+          begin[a] = std::max<int64_t>(0, phases[a]->begin - b.from[a]);
+          end[a] = std::max(begin[a], std::min(b.size[a], phases[a]->count - b.from[a]));
+          step[a] = g_.axis[a].target_step * target.stride[a + 2];
+          to += phases[a]->first * target.stride[a + 2] + (b.from[a] + begin[a]) * step[a];
+        }
+        for (int64_t i = begin[0]; i < end[0]; ++i)
+          for (int64_t j = begin[1]; j < end[1]; ++j) {
+            const T* const row = sums + (w * p_.region.run + i * p_.region.depth_stride + j * p_.region.pitch + begin[2]) * ldc;
+            T* const out = static_cast<T*>(target.at(to + (i - begin[0]) * step[0] + (j - begin[1]) * step[1]));
+            k_.store_lanes({out, step[2], row, ldc, bias.data(), count, end[2] - begin[2]});
+          }
+      }
+    });
   }
 
   const Gather& g_;
@@ -230,15 +312,15 @@ class TwoTapRun {
   const std::vector<ColumnTile>& cut_;
   const TwoTapPanels& panels_;
   const TileKernels<T>& k_;
-  const TwoTapRegion<T> region_;
-  const Region<T> rows_;
-  int64_t ldc_, accumulators_;
+  const TwoTapSamples<T> samples_;
+  const Region<T> target_;
+  int64_t products_, ld_turned_, turned_;  // elements of scratch
 };
 
 template <class T>
 void TwoTapPlan<T>::run(const Gather& original, const Options& options, const Kernels& kernels, int64_t chunk) const {
   const Gather g = with_axes(original, targets);
-  const std::vector<ColumnTile> cut = cut_columns(g.columns, columns_cut, 1);
+  const std::vector<ColumnTile> cut = cut_columns(g.columns, columns_cut, tiles<T>(kernels).lanes);
   TwoTapPanels panels(g, axes, cut, chunk);
   panels.fill<T>(options, kernels);
   const TwoTapRun<T> run(g, *this, cut, panels, kernels);
@@ -259,28 +341,30 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
   // A tile of few rows is bound by its loads, which the method does not save.
   constexpr int64_t kLeastColumns = 8;
   const Method most = g.columns < kLeastColumns ? kDirect : two_tap_everywhere(g);
+  double inside = 1, targets = 1;
+  for (const AxisPlan& axis : g.axis) {
+    const auto [taps, count] = sums_inside(axis);
+    inside *= taps;
+    targets *= count;
+  }
   const auto cycles = [&](const Method& method) {
     const TransformedAxes axes = transformed(g.axis, method);
     const Volume v = volume_of(axes);
-    MethodWork work{v.terms, v.products, v.kinds, v.sums, 1, 1, 1, double(g.channels), double(g.columns), method == kDirect, false};
+    MethodWork work{method == kDirect, 1, inside, v.products, 1, 0, 0, targets, v.sums, double(g.channels), double(g.columns)};
+    std::array<int64_t, 3> block{4, 4, 12};
     for (size_t a = 0; a < 3; ++a) {
-      const double halo = double(axes[a].most_shift - axes[a].least_shift), positions = double(axes[a].plan.positions);
-      work.positions *= positions;
-      work.strided = work.strided || g.axis[a].source_step > 1;
-      work.kinds *= 1 + 0.25 * halo;  // of blocks some four positions long
-      if (a > 0) work.waste *= 1 + halo / std::min(positions, a == 2 ? 64.0 : 24.0);
-      // More than one term a product where a phase has more than three taps: it reads samples of several kinds, which together outgrow the second-level
-      // cache (128 to 96 channels, k5 s2 d2 on 14^3, five taps in one phase: 130 ms, directly 62).
-      if (axes[a].step == 2 && g.axis[a].source_step == 1) work.waste *= std::cbrt(terms_of(axes[a]) / products_with_terms(axes[a]));
+      double run = 0;
+      for (const Product& p : axes[a].products) run += double(p.terms.size()) * double(p.end - p.begin);
+      work.multiply_adds *= run;
+      work.positions *= double(axes[a].plan.positions);
+      block[a] = std::min(block[a], axes[a].plan.positions);
     }
-    // Pairs along w are split row by row, on whole vectors; those along h make for blocks of few rows.
-    const int64_t width = axes[2].plan.positions;
-    if (axes[2].step == 2)
-      work.moves = kTwoTap.pairs_along_rows * double(ceil_div(width, lanes) * lanes) / double(width);
-    else if (axes[1].step == 2)
-      work.products *= 2;
-    if (method == kDirect) work.waste = std::min(work.waste, 1.05);  // its other families and layouts have no halo
-    if (method != kDirect && v.sums * double(g.groups * g.channels * g.columns) > kMostTwoTapPanel) return std::numeric_limits<double>::infinity();
+    if (method == kDirect) return method_cycles(work, lanes);
+    if (v.sums * double(g.groups * g.channels * g.columns) > kMostTwoTapPanel) return std::numeric_limits<double>::infinity();
+    const SampleCounts samples = count_samples(axes, 1, block);
+    const double positions = double(block[0] * block[1] * block[2]);
+    work.combined = samples.combined / positions;
+    work.loaded = samples.loaded / positions;
     return method_cycles(work, lanes);
   };
   Method best = kDirect;
@@ -298,22 +382,22 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
 
 template <class T>
 std::unique_ptr<Plan> plan_two_tap(const Gather& original, const PlanContext& context, const Method& method) {
+  constexpr int64_t kMostPositions = 512;
   auto best = std::make_unique<TwoTapPlan<T>>();
   TwoTapPlan<T> p;
-  p.region.channels = original.channels;
   p.axes = transformed(original.axis, method);
   for (size_t a = 0; a < 3; ++a) p.targets[a] = p.axes[a].plan;
   const Gather g = with_axes(original, p.targets);
   const TileKernels<T>& k = tiles<T>(context.kernels);
-  const auto sizes = block_sizes(g, k.lanes / 2);
+  const auto sizes = block_sizes(g, 0);
   for (int64_t w : sizes[2])
     for (int64_t h : sizes[1])
       for (int64_t d : sizes[0]) {
-        lay_out(p, {d, h, w});
-        const double samples = volume_of(p.axes).kinds * double(g.channels * p.region.depth_stride * d) * sizeof(T);
         const bool smallest = d == sizes[0].back() && h == sizes[1].back() && w == sizes[2].back();
-        if (!smallest && (p.region.run > 4096 || samples > kMostTwoTapBytes)) continue;
-        price(p, g, k, context.threads);
+        const SampleCounts samples = count_samples(p.axes, g.channels, {d, h, w});
+        if (!smallest && (d * h * w > kMostPositions || samples.all() * sizeof(T) > kMostTwoTapBytes)) continue;
+        lay_out(p, g, {d, h, w});
+        price(p, g, k, context, samples);
         if (p.cycles < best->cycles) *best = p;
       }
   return best;

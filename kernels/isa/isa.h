@@ -67,26 +67,6 @@ struct LaneProduct {
   bool accumulate;
 };
 
-// Rows b0 s0 b1 s1 b2 s2 ... cut into what the two-tap method multiplies; s_i is the middle sample of pair i. A null: not wanted.
-enum PairKind {
-  kSample,    // s_i
-  kPrevious,  // b_i
-  kNext,      // b_(i+1)
-  kBefore,    // b_i - s_i
-  kAfter,     // b_(i+1) - s_i
-  kOuter,     // b_i - b_(i+1)
-  kSum,       // s_i + b_(i+1)
-  kBeyond,    // s_(i+1) - s_i
-  kPairKinds
-};
-template <class T>
-struct PairSplit {
-  const T* src;
-  int64_t src_pitch;
-  T* to[kPairKinds];
-  int64_t pitch, rows, n;
-};
-
 // dst[m*dst_column + r*dst_pitch + i] += src[m*src_column + r*src_pitch + i] for m < columns, r < rows, i < n
 template <class T>
 struct RowsAdd {
@@ -122,7 +102,8 @@ struct RowStore {
   bool stream;  // past the cache
 };
 
-// Columns of accumulators to positions with channels last: out[p*step + m] = c[m*ld + p] + bias[m] for p < n, m < columns. Reads whole vectors past n.
+// Accumulators to positions with channels last: out[p*step + m] = c[m*ld + p] + bias[m] for p < n, m < columns, where store_positions reads whole vectors past
+// n; or c[p*ld + m] + bias[m].
 template <class T>
 struct PositionStore {
   T* out;
@@ -161,7 +142,6 @@ struct TileKernels {
   void (*phased[3][3][kMaxVectors + 1])(const PhasedTile<T>&);            // [phases h][columns][vectors], 1 or 2 phases and columns, always 2 phases w
   void (*pointer[kMaxVectors + 1][kMaxPointerRows + 1])(const PointerTile<T>&);
   void (*lane_product[kMaxLaneTaps + 1][kMaxLaneVectors + 1])(const LaneProduct<T>&);
-  void (*split_pairs)(const PairSplit<T>&);
   void (*combine_rows)(T* dst, int64_t dst_pitch, const T* a, const T* b, T factor, int64_t src_pitch, int64_t rows, int64_t n);
   void (*add_runs)(T* dst, const T* a, const T* b, int64_t n);
   void (*add_rows)(const RowsAdd<T>&);
@@ -178,6 +158,7 @@ struct TileKernels {
   // dst[offset[m]] = src[m] + bias[m]; contiguous: offset[m] = offset[0] + m
   void (*store_columns)(void* dst, const int64_t* offset, bool contiguous, const T* src, const T* bias, int64_t n, DType);
   void (*store_positions)(const PositionStore<T>&);
+  void (*store_lanes)(const PositionStore<T>&);
   void (*pack_weights)(const WeightPack<T>&, DType);
   void (*pack_kernels)(const KernelPack<T>&, DType);
   // dst[pos][channel] (ld elements a position) = src[channel*channel_stride + pos*pos_stride]: a transposition
