@@ -183,18 +183,19 @@ class TwoTapRun {
     terms->list_d = d.list, terms->list_h = h.list, terms->list_w = w.list;
     const int64_t row = p_.region.pitch, height = p_.region.block[1];
     if (begin[1] == 0 && end[1] == height)
-      multiply(b, samples, first, {begin[0], 0}, (end[0] - begin[0]) * height * row, c, terms);
+      multiply(b, samples, first, begin[0] * height * row, (end[0] - begin[0]) * height * row, c, terms);
     else
-      for (int64_t plane = begin[0]; plane < end[0]; ++plane) multiply(b, samples, first, {plane, begin[1]}, (end[1] - begin[1]) * row, c, terms);
+      for (int64_t plane = begin[0]; plane < end[0]; ++plane)
+        multiply(b, samples, first, (plane * height + begin[1]) * row, (end[1] - begin[1]) * row, c, terms);
   }
 
-  // So many positions from the start of a row (d, h) on.
-  void multiply(const Block& b, const T* samples, size_t first, const std::array<int64_t, 2>& row, int64_t positions, T* c, Terms* terms) const {
+  // So many positions of the block from `start` on.
+  void multiply(const Block& b, const T* samples, size_t first, int64_t start, int64_t positions, T* c, Terms* terms) const {
     const int64_t segments = int64_t(terms->places.size());
-    aim(samples, row, positions, terms);
+    aim(samples, start, positions, terms);
     std::vector<int64_t>& lane_offset = terms->lane_offset;
     lane_offset.resize(size_t(segments));
-    c += (row[0] * p_.region.depth_stride + row[1] * p_.region.pitch) * width(first);
+    c += start * width(first);
     PointerTile<T> job;
     job.lane_offset = lane_offset.data();
     job.segments = segments;
@@ -220,24 +221,18 @@ class TwoTapRun {
     }
   }
 
-  void aim(const T* samples, const std::array<int64_t, 2>& row, int64_t positions, Terms* terms) const {
+  void aim(const T* samples, int64_t start, int64_t positions, Terms* terms) const {
     const int64_t segments = int64_t(terms->places.size());
     terms->pointers.resize(size_t(positions * segments));
     for (int64_t s = 0; s < segments; ++s) {
       const Place& place = terms->places[size_t(s)];
-      int64_t d = row[0], h = row[1], w = 0;
-      const T* at = samples + place.at + d * place.stride[0] + h * place.stride[1];
-      for (int64_t first = 0; first < positions; first += p_.rows) {
-        const int64_t rows = std::min(p_.rows, positions - first);
+      const T* const at = samples + place.at;
+      const int64_t* const grid = samples_.grid(place) + start;
+      const int64_t at_once = segments == 1 ? positions : p_.rows;
+      for (int64_t first = 0; first < positions; first += at_once) {
+        const int64_t rows = std::min(at_once, positions - first);
         const T** const to = terms->pointers.data() + first * segments + s * rows;
-        for (int64_t r = 0; r < rows; ++r) {
-          to[r] = at;
-          at += place.stride[2];
-          if (++w < p_.region.block[2]) continue;
-          w = 0;
-          if (++h == p_.region.block[1]) h = 0, ++d;
-          at = samples + place.at + d * place.stride[0] + h * place.stride[1];
-        }
+        for (int64_t r = 0; r < rows; ++r) to[r] = at + grid[first + r];
       }
     }
   }
@@ -327,10 +322,23 @@ void TwoTapPlan<T>::run(const Gather& original, const Options& options, const Ke
   run_tasks<T>(region.tasks(g), run.scratch_size(), options, [&](int64_t task, T* scratch) { run.run(task, scratch); });
 }
 
+// A block holds its samples from the first to the last tap of each axis: not of taps that lie so far apart.
+bool is_far(const AxisPlan& a) {
+  constexpr double kMostReach = 1 << 16;
+  double least = std::numeric_limits<double>::infinity(), most = -least;
+  for (const Phase& phase : a.phases)
+    for (const Tap& tap : phase.taps) {
+      least = std::min(least, double(tap.offset));
+      most = std::max(most, double(tap.offset));
+    }
+  return (most - least + 1) * double(a.source_step) > kMostReach;  // -infinity without taps
+}
+
 }  // namespace
 
 Method two_tap_everywhere(const Gather& g) {
   Method method = kDirect;
+  if (std::any_of(g.axis.begin(), g.axis.end(), is_far)) return method;
   // Rows of more than four interleaved phases would be stored element by element.
   for (size_t a = 0; a < 3; ++a)
     if (has_pairs(g.axis[a]) && (a < 2 || g.axis[2].target_step <= 2)) method[a] = best_pairing(g.axis[a]);
@@ -341,6 +349,8 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
   // A tile of few rows is bound by its loads, which the method does not save.
   constexpr int64_t kLeastColumns = 8;
   const Method most = g.columns < kLeastColumns ? kDirect : two_tap_everywhere(g);
+  Method best = kDirect;
+  if (most == kDirect) return best;
   double inside = 1, targets = 1;
   for (const AxisPlan& axis : g.axis) {
     const auto [taps, count] = sums_inside(axis);
@@ -367,8 +377,6 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
     work.loaded = samples.loaded / positions;
     return method_cycles(work, lanes);
   };
-  Method best = kDirect;
-  if (most == kDirect) return best;
   double least = cycles(kDirect) / kTwoTap.gain;
   for_each_choice(most, [&](const Method& method) {
     const double c = cycles(method);

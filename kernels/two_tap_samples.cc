@@ -50,7 +50,7 @@ TwoTapSamples<T>::TwoTapSamples(const Gather& g, const TransformedAxes& axes, co
   }
   const int64_t channels = g.channels;
   const auto strides = [&] { return std::array<int64_t, 3>{extent[1] * extent[2] * channels, extent[2] * channels, channels}; };
-  places_.push_back({0, strides()});
+  places_.push_back({0, strides(), 0});
   size_ = extent[0] * places_[0].stride[0];
   for (size_t a = 3; a-- > 0;) {
     extent[a] = block[a] + axes[a].most_shift - axes[a].least_shift;
@@ -58,10 +58,10 @@ TwoTapSamples<T>::TwoTapSamples(const Gather& g, const TransformedAxes& axes, co
     for (const Kind& kind : axes[a].kinds)
       for (const Place& from : places_) {
         const auto sample = [&](int64_t s) { return from.at + (spans_[a].at(kind, s) - spans_[a].lowest) * from.stride[a]; };
-        Place place{sample(kind.at), from.stride};
+        Place place{sample(kind.at), from.stride, 0};
         place.stride[a] *= spans_[a].step;
         if (kind.sign) {
-          const Place sum{size_, strides()};
+          const Place sum{size_, strides(), 0};
           sums_.push_back({place, sample(kind.other), T(kind.sign), sum, extent});
           size_ += extent[0] * sum.stride[0];
           place = sum;
@@ -69,6 +69,17 @@ TwoTapSamples<T>::TwoTapSamples(const Gather& g, const TransformedAxes& axes, co
         next.push_back(place);
       }
     places_ = std::move(next);
+  }
+  std::map<std::array<int64_t, 3>, size_t> index;
+  for (Place& p : places_) {
+    const auto [at, fresh] = index.emplace(p.stride, grids_.size());
+    p.grid = at->second;
+    if (!fresh) continue;
+    std::vector<int64_t> grid;
+    for (int64_t d = 0; d < block[0]; ++d)
+      for (int64_t h = 0; h < block[1]; ++h)
+        for (int64_t w = 0; w < block[2]; ++w) grid.push_back(d * p.stride[0] + h * p.stride[1] + w * p.stride[2]);
+    grids_.push_back(std::move(grid));
   }
 }
 

@@ -14,10 +14,12 @@ namespace tconv3d {
 
 // The samples of an axis that a block holds: source[(first + i)*scale + origin] for 0 <= i < count, where first = step*(position + least shift) + lowest.
 struct SampleSpan {
-  int64_t origin = 0, scale = 1, step = 1, lowest = 0, count = 1;
+  int64_t origin = 0, scale = 1;
+  int64_t unit = 1;  // from sample to sample of a source phase
+  int64_t step = 1;  // from position to position
+  int64_t lowest = 0, count = 1;
 
-  int64_t at(const Kind& kind, int64_t sample) const { return scale > 1 ? sample : sample * unit + kind.source_phase; }
-  int64_t unit = 1;  // from source sample to source sample of a phase
+  int64_t at(const Kind& kind, int64_t sample) const { return unit * sample + kind.source_phase - origin; }
 };
 SampleSpan sample_span(const TransformedAxis& axis, int64_t positions);
 
@@ -35,6 +37,7 @@ class TwoTapSamples {
   struct Place {
     int64_t at = 0;
     std::array<int64_t, 3> stride{};
+    size_t grid = 0;
   };
 
   TwoTapSamples(const Gather& g, const TransformedAxes& axes, const std::array<int64_t, 3>& block, const TileKernels<T>& k);
@@ -42,6 +45,8 @@ class TwoTapSamples {
   int64_t size() const { return size_; }
   // Of a term of each axis, position 0 of the block.
   Place place(const Product::Term& d, const Product::Term& h, const Product::Term& w) const;
+  // From a place's first value to that of each position of a block.
+  const int64_t* grid(const Place& p) const { return grids_[p.grid].data(); }
   void pack(const Block& b, T* region) const;
 
  private:
@@ -59,8 +64,9 @@ class TwoTapSamples {
   const TransformedAxes& axes_;
   const TileKernels<T>& k_;
   std::array<SampleSpan, 3> spans_;
-  std::vector<Place> places_;  // [kind d][kind h][kind w]
-  std::vector<Sum> sums_;      // stage by stage
+  std::vector<Place> places_;                // [kind d][kind h][kind w]
+  std::vector<std::vector<int64_t>> grids_;  // of all strides that there are
+  std::vector<Sum> sums_;                    // stage by stage
   int64_t size_;
 };
 
