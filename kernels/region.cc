@@ -129,6 +129,7 @@ std::vector<int64_t> Region<T>::tap_offsets(const Combo& combo) const {
 Inside inside(const Segment& s, const AxisPlan& axis, int64_t from, int64_t length) {
   const int64_t first = from + s.offset, last = floor_div(axis.source_size - 1 - s.phase, axis.source_step);
   const int64_t begin = std::clamp<int64_t>(-first, 0, length), end = std::clamp<int64_t>(last - first + 1, begin, length);
+  if (begin == end) return {begin, end, 0};  // a tap that misses the image may lie farther away than an address can say
   return {begin, end, (first + begin) * axis.source_step + s.phase};
 }
 
