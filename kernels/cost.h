@@ -65,15 +65,16 @@ inline int64_t tiles_within(double share, double bytes_of_one, int64_t tiles) {
 // What the methods cost beside each other: the two-tap method per vector of multiply-adds, of accumulators written, of samples combined and loaded, per target
 // stored, and per weight that a block of positions reads; the direct method per vector of multiply-adds, those on samples outside the image, and per weight;
 // `packed` per weight summed for a call (fresh memory where many). `gain`: what the two-tap method must promise. Fitted with AVX2 on Zen 3, to all axes of 130
-// layers in both directions, weights prepared and not: the choice loses 7 % against the best of up to eight calls of each, a part of it to noise.
+// layers in both directions, weights prepared and not: the choice loses 6.5 % forward and 9 % backward against the best of up to eight calls of each, a part of
+// it to noise.
 struct TwoTapPrices {
   double multiply = 0.33, written = 4.8, combined = 5.2, loaded = 9.3, stored = 1.06, panels = 0.22, packed = 1.1;
   double direct = 0.46, outside = 0.08, direct_panels = 0.2, gain = 1.22;
 };
 constexpr TwoTapPrices kTwoTap;
 // In the price of a block: a vector combined from the second-level cache, or of shared products added; the pointer to a position's samples.
-constexpr double kCombinedVector = 3, kSharedVector = 2, kAimedRow = 3;
-constexpr double kMostTwoTapBytes = double(int64_t(4) << 20);  // transformed samples of a task
+constexpr double kSampleVector = 3, kSharedVector = 2, kAimedRow = 3;
+constexpr double kMostTwoTapBytes = double(int64_t(4) << 20);  // samples of a task, loaded and combined
 constexpr double kMostTwoTapPanel = 16e6;  // elements of packed weights, 64 MB: 512 to 512 channels of 5^3 would take 537 MB and read them for each task
 
 // What a method runs and moves for one image and group.

@@ -19,6 +19,11 @@ bool streams(const Gather& g) {
   return lines && elements * t.element_size() >= kStreamBytes;
 }
 
+// Are rows stored whole, or in parts of whole lines?
+bool are_lines(const Gather& g, int64_t positions) {
+  return positions >= g.axis[2].positions || positions * g.axis[2].target_step * g.target.element_size() % 64 == 0;
+}
+
 constexpr int64_t kStackPhases = 16;
 
 // Rows of more than one channel.
@@ -92,7 +97,8 @@ void lay_out(RegionPlan& p, const Gather& g, const TileKernels<T>& k) {
 }
 
 template <class T>
-Region<T>::Region(const Gather& g, const RegionPlan& p, const TileKernels<T>& k) : g_(g), p_(p), k_(k), source_(g), stream_(streams(g)) {}
+Region<T>::Region(const Gather& g, const RegionPlan& p, const TileKernels<T>& k)
+    : g_(g), p_(p), k_(k), source_(g), stream_(streams(g) && are_lines(g, p.block[2])) {}
 
 template <class T>
 Block Region<T>::block(int64_t task) const {
@@ -221,14 +227,14 @@ template <class T>
 void Region<T>::store(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
                       int64_t phase_stride) const {
   if (columns > 1 && channels_last<T>(g_.target))
-    store_positions(b, d, h, channel, columns, run, c, column_stride, phase_stride);
+    store_positions(b, d, h, channel, columns, run, c, column_stride, phase_stride, 1, k_.store_positions);
   else
     store_rows(b, d, h, channel, columns, run, c, column_stride, phase_stride);
 }
 
 template <class T>
-void Region<T>::store_positions(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c,
-                                int64_t column_stride, int64_t phase_stride) const {
+void Region<T>::store_positions(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t ld,
+                                int64_t phase_stride, int64_t position_stride, void (*store)(const PositionStore<T>&)) const {
   std::vector<T> bias(size_t(columns), T(0));
   if (g_.bias) k_.load_run(bias.data(), 1, g_.bias->at(channel * g_.bias->stride[0]), g_.bias->stride[0], columns, g_.bias->dtype);
   const View& target = g_.target;
@@ -246,8 +252,8 @@ void Region<T>::store_positions(const Block& b, const Phase& d, const Phase& h, 
         if (n <= 0) continue;
         const int64_t to = b.image * target.stride[0] + channel + (d.first + jd * ad.target_step) * target.stride[2] +
                            (h.first + jh * ah.target_step) * target.stride[3] + (w.first + (b.from[2] + skip) * aw.target_step) * target.stride[4];
-        k_.store_positions({static_cast<T*>(target.at(to)), aw.target_step * target.stride[4],
-                            c + int64_t(f) * phase_stride + plane * p_.depth_stride + row * p_.pitch + skip, column_stride, bias.data(), columns, n});
+        const T* const from = c + int64_t(f) * phase_stride + (plane * p_.depth_stride + row * p_.pitch + skip) * position_stride;
+        store({static_cast<T*>(target.at(to)), aw.target_step * target.stride[4], from, ld, bias.data(), columns, n});
       }
     }
   }

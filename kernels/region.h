@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The packed input of a block of positions, and the way back: rows of accumulators to rows of the target. Shared by the families that put
-// positions on the vector lanes.
+// The packed input of a block of positions, and the way back: rows of accumulators to rows of the target. Shared by the families that pack a block,
+// whatever they put on the vector lanes; the two-tap method and col2im take the way back.
 //
 //     region = [w segment][d][channel][h][pitch]        or, planes flat, [w segment][channel][d][h][pitch]
 //                                                       or, for tiles along one row, [w segment][d][h][channel][pitch]
@@ -107,12 +107,16 @@ class Region {
   // plane of the block unless planes are flat.
   void store(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
              int64_t phase_stride) const;
+  // To a channels-last target from c[w phase * phase_stride + position*ld + column], planes flat.
+  void store_lanes(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, const T* c, int64_t ld, int64_t phase_stride) const {
+    store_positions(b, d, h, channel, columns, 0, c, ld, phase_stride, ld, k_.store_lanes);
+  }
 
  private:
   void store_rows(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
                   int64_t phase_stride) const;
-  void store_positions(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
-                       int64_t phase_stride) const;
+  void store_positions(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t ld,
+                       int64_t phase_stride, int64_t position_stride, void (*store)(const PositionStore<T>&)) const;
   void clear_rows(T* to, int64_t rows) const;
   void pack_plane(T* to, bool outside, int64_t rows, const Inside& h, const Inside& w, const void* from) const;
   void pack_channels_last(const Block& b, int64_t channel, T* region) const;

@@ -62,10 +62,9 @@ int64_t products_at_once(const TransformedAxes& axes) {
 }
 
 template <class T>
-void lay_out(TwoTapPlan<T>& p, const Gather& g, const std::array<int64_t, 3>& block) {
+void lay_out(TwoTapPlan<T>& p, const std::array<int64_t, 3>& block) {
   RegionPlan& r = p.region;
   r.block = block;
-  r.channels = g.channels;
   r.flat_depth = true;
   for (size_t a = 0; a < 3; ++a) r.blocks[a] = ceil_div(p.targets[a].positions, block[a]);
   r.pitch = block[2];
@@ -76,8 +75,9 @@ void lay_out(TwoTapPlan<T>& p, const Gather& g, const std::array<int64_t, 3>& bl
 // Cycles of the tiles of a block; picks their rows and vectors.
 template <class T>
 double tile_cycles(TwoTapPlan<T>& p, const Gather& g, const TileKernels<T>& k, const Volume& v) {
+  constexpr int64_t kMostVectors = 4;  // fewer are compiled without a gap: the column tiles of a cut differ by one
   double best = std::numeric_limits<double>::infinity();
-  for (int64_t most = 1; most <= kMaxVectors; ++most)
+  for (int64_t most = 1; most <= kMostVectors; ++most)
     for (int64_t rows = 1; rows <= kMaxPointerRows && rows <= p.region.run; ++rows) {
       const int64_t cut = ceil_div(g.columns, most * k.lanes), vectors = ceil_div(ceil_div(g.columns, cut), k.lanes);
       if (!k.pointer[vectors][rows]) continue;
@@ -103,7 +103,7 @@ void price(TwoTapPlan<T>& p, const Gather& g, const TileKernels<T>& k, const Pla
   p.tiles_at_once = tiles_within(0.5, double(products_at_once(p.axes) * p.region.run * p.vectors * k.lanes) * sizeof(T), p.columns_cut);
   const double passes = double(ceil_div(p.columns_cut, p.tiles_at_once));
   const bool spills = samples.all() * sizeof(T) > 0.7 * double(cache_bytes());
-  const double pack = samples.loaded * kTransposedElement + samples.combined / lanes * (spills ? 2 : 1) * kCombinedVector;
+  const double pack = samples.loaded * kTransposedElement + samples.combined / lanes * (spills ? 2 : 1) * kSampleVector;
   const double read = passes * positions * (kAimedRow * v.terms + (spills ? v.kinds * double(g.channels) * sizeof(T) / 12 : 0));
   const double shared = v.products * positions * columns / lanes * kSharedVector, panels = panel_cycles(columns * double(g.channels) * v.sums * sizeof(T));
   const double planes = double(int64_t(p.targets[0].phases.size() * p.targets[1].phases.size()) * p.region.block[0]) * columns;
@@ -137,10 +137,7 @@ class TwoTapRun {
         for (const auto& h : p_.axes[1].phases) {
           multiply(b, scratch, first, d, h, c, &terms);
           add_shared(first, d, h, c);
-          if (is_rows<T>(g_.target))
-            store_positions(b, first, d, h, c);
-          else
-            store_rows(b, first, d, h, c);
+          store(b, first, d, h, c);
         }
   }
 
@@ -255,51 +252,24 @@ class TwoTapRun {
     }
   }
 
-  // f(phase d, phase h, their sums of all phases along w)
-  template <class F>
-  void for_each_row_phase(size_t first, const PhaseProducts& d, const PhaseProducts& h, const T* c, F f) const {
-    const int64_t row = p_.region.run * width(first) * int64_t(p_.axes[2].products.size()), plane = row * int64_t(h.size());
-    for (int64_t pd = 0; pd < targets_of(d); ++pd)
-      for (int64_t ph = 0; ph < targets_of(h); ++ph) f(g_.axis[0].phases[d[size_t(pd)]], g_.axis[1].phases[h[size_t(ph)]], c + pd * plane + ph * row);
-  }
-
-  // Turned to [phase w][column][position], and to the target.
-  void store_rows(const Block& b, size_t first, const PhaseProducts& d, const PhaseProducts& h, T* c) const {
-    const int64_t ldc = width(first), count = columns(first);
+  // The targets of all phases of d and h. Rows of channels-first arrays are turned to [phase w][column][position] first.
+  void store(const Block& b, size_t first, const PhaseProducts& d, const PhaseProducts& h, T* c) const {
+    const int64_t ldc = width(first), size = p_.region.run * ldc, row = size * int64_t(p_.axes[2].products.size()), plane = row * int64_t(h.size());
+    const int64_t count = columns(first), channel = b.group * g_.columns + cut_[first].begin;
     T* const turned = c + products_;
-    for_each_row_phase(first, d, h, c, [&](const Phase& phase_d, const Phase& phase_h, const T* sums) {
-      for (int64_t w = 0; w < int64_t(g_.axis[2].phases.size()); ++w)
-        k_.pack_positions(turned + w * count * ld_turned_, ld_turned_, sums + w * p_.region.run * ldc, ldc, p_.region.run, 1, count,
-                          sizeof(T) == 8 ? DType::float64 : DType::float32);
-      target_.store(b, phase_d, phase_h, b.group * g_.columns + cut_[first].begin, count, 0, turned, ld_turned_, count * ld_turned_);
-    });
-  }
-
-  // Channels last: rows of positions, each with its columns side by side.
-  void store_positions(const Block& b, size_t first, const PhaseProducts& d, const PhaseProducts& h, const T* c) const {
-    const int64_t ldc = width(first), count = columns(first), channel = b.group * g_.columns + cut_[first].begin;
-    const View& target = g_.target;
-    std::vector<T> bias(size_t(count), T(0));
-    if (g_.bias) k_.load_run(bias.data(), 1, g_.bias->at(channel * g_.bias->stride[0]), g_.bias->stride[0], count, g_.bias->dtype);
-    for_each_row_phase(first, d, h, c, [&](const Phase& phase_d, const Phase& phase_h, const T* sums) {
-      for (int64_t w = 0; w < int64_t(g_.axis[2].phases.size()); ++w) {
-        const Phase* const phases[] = {&phase_d, &phase_h, &g_.axis[2].phases[size_t(w)]};
-        std::array<int64_t, 3> begin, end, step;
-        int64_t to = b.image * target.stride[0] + channel;
-        for (size_t a = 0; a < 3; ++a) {
-          begin[a] = std::max<int64_t>(0, phases[a]->begin - b.from[a]);
-          end[a] = std::max(begin[a], std::min(b.size[a], phases[a]->count - b.from[a]));
-          step[a] = g_.axis[a].target_step * target.stride[a + 2];
-          to += phases[a]->first * target.stride[a + 2] + (b.from[a] + begin[a]) * step[a];
+    for (int64_t pd = 0; pd < targets_of(d); ++pd)
+      for (int64_t ph = 0; ph < targets_of(h); ++ph) {
+        const Phase &phase_d = g_.axis[0].phases[d[size_t(pd)]], &phase_h = g_.axis[1].phases[h[size_t(ph)]];
+        const T* const sums = c + pd * plane + ph * row;
+        if (is_rows<T>(g_.target)) {
+          target_.store_lanes(b, phase_d, phase_h, channel, count, sums, ldc, size);
+          continue;
         }
-        for (int64_t i = begin[0]; i < end[0]; ++i)
-          for (int64_t j = begin[1]; j < end[1]; ++j) {
-            const T* const row = sums + (w * p_.region.run + i * p_.region.depth_stride + j * p_.region.pitch + begin[2]) * ldc;
-            T* const out = static_cast<T*>(target.at(to + (i - begin[0]) * step[0] + (j - begin[1]) * step[1]));
-            k_.store_lanes({out, step[2], row, ldc, bias.data(), count, end[2] - begin[2]});
-          }
+        for (int64_t w = 0; w < int64_t(g_.axis[2].phases.size()); ++w)
+          k_.pack_positions(turned + w * count * ld_turned_, ld_turned_, sums + w * size, ldc, p_.region.run, 1, count,
+                            sizeof(T) == 8 ? DType::float64 : DType::float32);
+        target_.store(b, phase_d, phase_h, channel, count, 0, turned, ld_turned_, count * ld_turned_);
       }
-    });
   }
 
   const Gather& g_;
@@ -322,23 +292,23 @@ void TwoTapPlan<T>::run(const Gather& original, const Options& options, const Ke
   run_tasks<T>(region.tasks(g), run.scratch_size(), options, [&](int64_t task, T* scratch) { run.run(task, scratch); });
 }
 
-// A block holds its samples from the first to the last tap of each axis: not of taps that lie so far apart.
-bool is_far(const AxisPlan& a) {
-  constexpr double kMostReach = 1 << 16;
+// Samples from the first to the last tap of an axis: what a block holds at least.
+double reach(const AxisPlan& a) {
   double least = std::numeric_limits<double>::infinity(), most = -least;
   for (const Phase& phase : a.phases)
     for (const Tap& tap : phase.taps) {
       least = std::min(least, double(tap.offset));
       most = std::max(most, double(tap.offset));
     }
-  return (most - least + 1) * double(a.source_step) > kMostReach;  // -infinity without taps
+  return most < least ? 1 : (most - least + 1) * double(a.source_step);
 }
 
 }  // namespace
 
 Method two_tap_everywhere(const Gather& g) {
+  constexpr double kMostSamples = 1 << 24;  // 64 MB: far dilations are for the direct method
   Method method = kDirect;
-  if (std::any_of(g.axis.begin(), g.axis.end(), is_far)) return method;
+  if (reach(g.axis[0]) * reach(g.axis[1]) * reach(g.axis[2]) * double(g.channels) > kMostSamples) return method;
   // Rows of more than four interleaved phases would be stored element by element.
   for (size_t a = 0; a < 3; ++a)
     if (has_pairs(g.axis[a]) && (a < 2 || g.axis[2].target_step <= 2)) method[a] = best_pairing(g.axis[a]);
@@ -346,7 +316,7 @@ Method two_tap_everywhere(const Gather& g) {
 }
 
 Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
-  // A tile of few rows is bound by its loads, which the method does not save.
+  // Fewer leave lanes empty.
   constexpr int64_t kLeastColumns = 8;
   const Method most = g.columns < kLeastColumns ? kDirect : two_tap_everywhere(g);
   Method best = kDirect;
@@ -404,7 +374,7 @@ std::unique_ptr<Plan> plan_two_tap(const Gather& original, const PlanContext& co
         const bool smallest = d == sizes[0].back() && h == sizes[1].back() && w == sizes[2].back();
         const SampleCounts samples = count_samples(p.axes, g.channels, {d, h, w});
         if (!smallest && (d * h * w > kMostPositions || samples.all() * sizeof(T) > kMostTwoTapBytes)) continue;
-        lay_out(p, g, {d, h, w});
+        lay_out(p, {d, h, w});
         price(p, g, k, context, samples);
         if (p.cycles < best->cycles) *best = p;
       }

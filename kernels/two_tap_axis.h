@@ -63,9 +63,6 @@ struct TransformedAxis {
   std::vector<std::vector<TapSum>> lists;  // weights of the products; products with the same weights have the same list
   int64_t least_shift = 0, most_shift = 0;
 
-  // Source samples that the kinds of `positions` read, from the one before the first middle on.
-  int64_t samples(int64_t positions) const { return step == 2 ? 2 * positions + reach : positions; }
-
   int64_t terms() const {  // of all lists together
     int64_t n = 0;
     for (const auto& list : lists) n += int64_t(list.size());

@@ -74,6 +74,20 @@ LAYERS = {
 }
 
 
+@pytest.mark.parametrize("isa", _core.instruction_sets())
+@pytest.mark.parametrize("size", [(1, 1, 1), (4, 5, 4)])
+def test_integers_are_exact_for_any_number_of_columns(size: tuple[int, int, int], isa: str) -> None:
+    """Column tiles differ by one vector, and each width must be there, for one row of a tile and for many."""
+    _core.set_instruction_set(isa)
+    g = Geometry(size, FOUR, (2, 2, 2), (1, 1, 1), (1, 1, 1), tuple(2 * n for n in size), 1)
+    rng = np.random.default_rng(3)
+    x = rng.integers(-3, 4, (1, 3, *size)).astype(np.float32)
+    for columns in (1, 9, 24, 41, 44, 65, 88, 113, 136, 168, 176, 201, 260, 353, 450):
+        weight = rng.integers(-3, 4, (3, columns, *FOUR)).astype(np.float32)
+        expected = reference.forward(x.astype(float), weight.astype(float), None, g)
+        np.testing.assert_array_equal(forward(x, weight, g, "two_tap"), expected)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("seed", range(4))
 def test_integers_are_exact_while_sums_of_magnitudes_stay_below_2_to_the_16th(layer: str, seed: int) -> None:

@@ -102,8 +102,8 @@ struct RowStore {
   bool stream;  // past the cache
 };
 
-// Accumulators to positions with channels last: out[p*step + m] = c[m*ld + p] + bias[m] for p < n, m < columns, where store_positions reads whole vectors past
-// n; or c[p*ld + m] + bias[m].
+// Accumulators to positions with channels last: out[p*step + m] = bias[m] + c[m*ld + p] (store_positions, which reads whole vectors past n) or
+// c[p*ld + m] (store_lanes), for p < n, m < columns.
 template <class T>
 struct PositionStore {
   T* out;
