@@ -91,7 +91,8 @@ struct MethodWork {
 // image and the instruction set alone: not on batch, threads, cache or frozen weights.
 inline double method_cycles(const MethodWork& w, int64_t lanes) {
   const TwoTapPrices& price = kTwoTap;
-  const double panel = w.sums * w.channels * w.columns, large = panel < 2e6 ? 0 : 1;
+  const double panel = w.sums * w.channels * w.columns;
+  const bool large = panel >= 2e6;
   const double packed = price.packed * panel * (large ? 4.5 : 1.5);  // fresh memory: 4.6 cycles an element (tats_up0)
   // A block reads its panels once, and holds so many positions that its samples stay near: few where kinds and channels are many.
   const auto panels = [&](double positions) { return panel * std::max(1.0, w.positions / positions) * (large ? 0.8 : 0.25); };

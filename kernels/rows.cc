@@ -165,13 +165,12 @@ class RowsRun {
   // sums[phase w][d][h][w][column] -> transposed[phase w][column][run], plane by plane, and to the target.
   void store(const Block& b, const ColumnTile& tile, size_t first, const T* sums, T* transposed) const {
     const Combo& combo = panels_.sets()[first].phases.members[0];
-    const DType accumulated = sizeof(T) == 8 ? DType::float64 : DType::float32;
     for (int64_t depth = 0; depth < b.size[0]; ++depth) {
       for (int64_t f = 0; f < row_phases_; ++f)
         for (int64_t row = 0; row < b.size[1]; ++row)
           k_.pack_positions(transposed + f * tile.width * ldc_ + row * p_.region.pitch, ldc_,
                             sums + (f * positions_ + (depth * p_.region.block[1] + row) * p_.region.block[2]) * tile.width, tile.width, b.size[2], 1,
-                            tile.count, accumulated);
+                            tile.count, kAccumulated<T>);
       region_.store(b, *combo[0], *combo[1], b.group * g_.columns + tile.begin, tile.count, depth, transposed, ldc_, tile.width * ldc_);
     }
   }

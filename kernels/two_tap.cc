@@ -266,8 +266,7 @@ class TwoTapRun {
           continue;
         }
         for (int64_t w = 0; w < int64_t(g_.axis[2].phases.size()); ++w)
-          k_.pack_positions(turned + w * count * ld_turned_, ld_turned_, sums + w * size, ldc, p_.region.run, 1, count,
-                            sizeof(T) == 8 ? DType::float64 : DType::float32);
+          k_.pack_positions(turned + w * count * ld_turned_, ld_turned_, sums + w * size, ldc, p_.region.run, 1, count, kAccumulated<T>);
         target_.store(b, phase_d, phase_h, channel, count, 0, turned, ld_turned_, count * ld_turned_);
       }
   }
@@ -293,7 +292,7 @@ void TwoTapPlan<T>::run(const Gather& original, const Options& options, const Ke
 }
 
 // Samples from the first to the last tap of an axis: what a block holds at least.
-double reach(const AxisPlan& a) {
+double tap_span(const AxisPlan& a) {
   double least = std::numeric_limits<double>::infinity(), most = -least;
   for (const Phase& phase : a.phases)
     for (const Tap& tap : phase.taps) {
@@ -308,7 +307,7 @@ double reach(const AxisPlan& a) {
 Method two_tap_everywhere(const Gather& g) {
   constexpr double kMostSamples = 1 << 24;  // 64 MB: far dilations are for the direct method
   Method method = kDirect;
-  if (reach(g.axis[0]) * reach(g.axis[1]) * reach(g.axis[2]) * double(g.channels) > kMostSamples) return method;
+  if (tap_span(g.axis[0]) * tap_span(g.axis[1]) * tap_span(g.axis[2]) * double(g.channels) > kMostSamples) return method;
   // Rows of more than four interleaved phases would be stored element by element.
   for (size_t a = 0; a < 3; ++a)
     if (has_pairs(g.axis[a]) && (a < 2 || g.axis[2].target_step <= 2)) method[a] = best_pairing(g.axis[a]);

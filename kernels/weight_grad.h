@@ -18,7 +18,7 @@ template <class T>
 void store_taps(const Problem& p, const View& gw, int64_t at, int64_t lane_stride, const T* sums, int64_t tap_stride, int64_t lanes, const TileKernels<T>& k) {
   const int64_t kh = p.axis[1].kernel, kw = p.axis[2].kernel, taps = p.axis[0].kernel * kh * kw;
   if (gw.element_size() == int64_t(sizeof(T)) && gw.stride[4] == 1 && gw.stride[3] == kw && gw.stride[2] == kh * kw) {
-    k.pack_positions(static_cast<T*>(gw.at(at)), lane_stride, sums, tap_stride, taps, 1, lanes, sizeof(T) == 8 ? DType::float64 : DType::float32);
+    k.pack_positions(static_cast<T*>(gw.at(at)), lane_stride, sums, tap_stride, taps, 1, lanes, kAccumulated<T>);
     return;
   }
   for (int64_t tap = 0; tap < taps; ++tap)

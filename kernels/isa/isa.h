@@ -10,6 +10,10 @@ namespace tconv3d {
 // Stored element types. float16 and bfloat16 are widened to float32 while packing and rounded once when stored.
 enum class DType : int { float16, bfloat16, float32, float64 };
 
+// Of sums, which are stored as they accumulate.
+template <class T>
+constexpr DType kAccumulated = sizeof(T) == 8 ? DType::float64 : DType::float32;
+
 constexpr int kMaxRows = 14;                          // rows of the tallest tile (AVX-512: 14 x 2 accumulators of 32 registers)
 constexpr int kMaxVectors = 8;                        // vectors of the widest tile
 constexpr int kMaxPointerRows = 8;                    // row pointers that stay in general registers beside the counters (16 on x86-64)
