@@ -31,6 +31,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         Client(cluster) as client,
     ):
         yield client
+        # A cluster that closes while it starts a killed worker anew fails at times ("can only join a started process"),
+        # so it closes once both are back.
+        client.wait_for_workers(2, timeout=60)
 
 
 def layer() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
