@@ -17,9 +17,9 @@ constexpr double kSecondLevelRate = 36;
 
 // One reduction step of a register tile: multiply-adds, loads (an unaligned vector of a whole cache line touches two), the second-level cache, from
 // which the lanes come, or the latency. The last term prefers, among equals, the tile with fewer instructions around its multiply-adds.
-inline double step_cycles(int64_t rows, int64_t vectors, double loads_per_vector, double vector_bytes) {
+inline double step_cycles(int64_t rows, int64_t vectors, double loads_per_vector, double vector_bytes, double latency = 4) {
   const double multiply_adds = double(rows * vectors), loads = double(vectors) * loads_per_vector + double(rows);
-  return std::max({0.5 * multiply_adds, 0.5 * loads, double(vectors) * vector_bytes / kSecondLevelRate, 4.0}) + 0.1 * (loads + 4.0);
+  return std::max({0.5 * multiply_adds, 0.5 * loads, double(vectors) * vector_bytes / kSecondLevelRate, latency}) + 0.1 * (loads + 4.0);
 }
 
 // Cache lines per unaligned vector load: whole lines nearly always touch two.
@@ -36,6 +36,8 @@ constexpr double kPackedElement = 0.4;     // a contiguous element copied on vec
 constexpr double kTransposedElement = 1;   // an element whose neighbours become strangers
 constexpr double kScatteredElement = 1.6;  // an element moved alone
 
+constexpr double kRowVector = 3;        // a vector of a phased tile interleaved and stored from the registers
+constexpr double kRowEnd = 60;          // the end of such a row, where no vector may end in the next one
 constexpr double kDepthwiseCall = 60;  // entering and leaving a depthwise tile, whose loop is as long
 
 constexpr double kTaskCall = 1500;  // a task's own bookkeeping

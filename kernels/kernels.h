@@ -3,6 +3,7 @@
 #pragma once
 
 #include "pack.h"
+#include "phased_rows.h"
 #include "tile.h"
 #include "transform.h"
 
@@ -36,6 +37,8 @@ static void fill_phased(TileKernels<T>& k) {
   fill_phased<T, 1, 2, Vectors>(k);
   fill_phased<T, 2, 1, Vectors>(k);
   fill_phased<T, 2, 2, Vectors>(k);
+  if constexpr (spatial_fits(2, Vectors)) k.phased_rows[1][Vectors] = phased_rows<T, 1, Vectors>;
+  if constexpr (spatial_fits(4, Vectors)) k.phased_rows[2][Vectors] = phased_rows<T, 2, Vectors>;
 }
 
 template <class T, int Vectors>

@@ -15,10 +15,12 @@ class PhasedPlan : public Plan {
   RegionPlan region;
   int64_t phases_h = 1, columns = 1, vectors = 1;
   int64_t tiles_at_once = 1;  // column tiles that one pass over the positions serves
+  bool whole_rows = false;    // tiles along a row, stored from the registers
 
   void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
   std::string describe() const override {
-    return "direct, positions on the lanes, phases on the rows: " + region.describe() + "; tiles of " + by({2 * phases_h * columns, vectors}) + " vectors";
+    return "direct, positions on the lanes, phases on the rows: " + region.describe() + "; tiles of " + by({2 * phases_h * columns, vectors}) + " vectors" +
+           (whole_rows ? ", stored as rows" : "");
   }
 };
 
@@ -72,8 +74,32 @@ double tile_cycles(const PhasedPlan<T>& p, const Gather& g, const TileKernels<T>
   return cycles;
 }
 
+// Rows are stored from the registers where those hold all channels of a row's positions.
+bool stores_rows(const RegionPlan& r, const Gather& g, int64_t chunk) {
+  return !r.flat_depth && !r.taps_apart && r.block[2] == g.axis[2].positions && g.channels <= chunk;
+}
+
+// All rows of a block, stored. They hide each other's latency.
 template <class T>
-void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernels<T>& k, int threads) {
+double rows_cycles(const PhasedPlan<T>& p, const Gather& g, const TileKernels<T>& k, int64_t vectors) {
+  const double loads = loads_per_vector<T>(k.lanes);
+  const int64_t lane_bytes = double(p.region.size) * sizeof(T) < kFirstLevelBytes ? 0 : k.lanes * int64_t(sizeof(T));
+  const double tiles = double(ceil_div(p.region.block[2], vectors * k.lanes));
+  double row = 0, calls = 0;  // through all phases
+  for (const Phase& d : g.axis[0].phases)
+    for (const auto& h : h_groups(g, p.phases_h)) {
+      calls += kStoreCall;
+      row += tiles * (kTileCall + kRowVector * double(2 * p.phases_h * vectors));
+      if (g.axis[1].target_step != p.phases_h) row += kRowEnd;
+      for_each_step(d, h, g.axis[2].phases, [&](const Tap&, size_t, size_t, int rows_h, int rows_w) {
+        row += tiles * double(g.channels) * step_cycles(rows_h * rows_w, vectors, loads, lane_bytes, 0);
+      });
+    }
+  return double(g.columns * p.region.block[0]) * (double(p.region.block[1]) * row + calls);
+}
+
+template <class T>
+void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernels<T>& k, int64_t chunk, int threads) {
   double best = std::numeric_limits<double>::infinity();
   for (int64_t columns = 1; columns <= 2 && g.columns % columns == 0; ++columns)
     for (int64_t vectors = 1; vectors <= kMaxVectors; ++vectors) {
@@ -87,9 +113,20 @@ void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernel
         p.tiles_at_once = tiles_within(kSumsShare, double(p.phases_h * 2 * columns * p.region.run) * sizeof(T), g.columns / columns);
       }
     }
+  best += transfer_cycles(g, work, p.region);
+  for (int64_t vectors = 1; vectors <= kMaxVectors && stores_rows(p.region, g, chunk); ++vectors) {
+    if (!k.phased_rows[p.phases_h][vectors]) continue;
+    const double cycles = rows_cycles<T>(p, g, k, vectors) + packing_cycles(g, p.region);
+    if (cycles < best) {
+      best = cycles;
+      p.whole_rows = true;
+      p.columns = 1;
+      p.vectors = vectors;
+    }
+  }
   const int64_t tasks = p.region.tasks(g);
   const double panels = panel_cycles(double(g.columns * g.channels * work.taps) * sizeof(T));
-  p.cycles = parallel_cycles(double(tasks) * (best + panels + transfer_cycles(g, work, p.region)), tasks, threads);
+  p.cycles = parallel_cycles(double(tasks) * (best + panels), tasks, threads);
 }
 
 // One tile's phases: of d, and of h together.
@@ -107,6 +144,7 @@ class PhasedRun {
  public:
   PhasedRun(const Gather& g, const PhasedPlan<T>& p, int64_t chunk, const Kernels& kernels)
       : g_(g), p_(p), chunk_(chunk), k_(tiles<T>(kernels)), region_(g, p.region, k_) {
+    whole_rows_ = p.whole_rows && g.target.stride[4] == 1;
     ldc_ = ceil_div(p.region.run, p.vectors * k_.lanes) * p.vectors * k_.lanes;
     for (const Phase& d : g.axis[0].phases)
       for (auto& h : h_groups(g, p.phases_h)) add_group(d, std::move(h));
@@ -134,6 +172,12 @@ class PhasedRun {
     const Block b = region_.block(task);
     T *region = scratch, *c = scratch + odd_lines<T>(p_.region.size);
     region_.pack(b, 0, region);
+    if (whole_rows_) {
+      for (int64_t column = 0; column < g_.columns; ++column)
+        for (int64_t run = 0; run < b.size[0]; ++run)
+          for (const PhaseGroup<T>& group : groups_) form_rows(b, group, column, run, region + run * p_.region.depth_stride);
+      return;
+    }
     const int64_t tiles = g_.columns / p_.columns;
     for (int64_t tile = 0; tile < tiles; tile += p_.tiles_at_once) {
       const int64_t last = std::min(tile + p_.tiles_at_once, tiles), columns = (last - tile) * p_.columns;
@@ -224,6 +268,53 @@ class PhasedRun {
     }
   }
 
+  // Rows, and planes, of a block that lie one behind the other in the target and are stored so.
+  bool rows_follow() const {
+    const AxisPlan& h = g_.axis[1];
+    return g_.target.stride[3] == g_.axis[2].target_size && h.target_step == p_.phases_h;
+  }
+  bool planes_follow() const {
+    return g_.target.stride[2] == g_.target.stride[3] * g_.axis[1].target_size && p_.region.blocks[1] == 1 && g_.axis[0].covered && g_.axis[1].covered;
+  }
+
+  // The rows of one plane of positions, stored.
+  void form_rows(const Block& b, const PhaseGroup<T>& group, int64_t column, int64_t run, const T* region) const {
+    const View& target = g_.target;
+    const AxisPlan &ad = g_.axis[0], &ah = g_.axis[1], &aw = g_.axis[2];
+    const int64_t jd = b.from[0] + run, channel = b.group * g_.columns + column;
+    if (jd < group.d->begin || jd >= group.d->count) return;
+    PhasedRows<T> job;
+    job.weights = reinterpret_cast<const T*>(panels_->data()) + panel(b.group, column, group, 0);
+    job.region = region;
+    job.steps = group.steps.data();
+    job.step_count = int64_t(group.steps.size());
+    job.channels = g_.channels;
+    job.channel_stride = p_.region.channel_stride;
+    job.region_stride = p_.region.row_stride;
+    job.rows = b.size[1];
+    job.tiles = ceil_div(aw.positions, p_.vectors * k_.lanes);
+    job.out = target.data;
+    job.first = b.image * target.stride[0] + channel * target.stride[1] + (group.d->first + jd * ad.target_step) * target.stride[2] +
+                (group.h[0]->first + b.from[1] * ah.target_step) * target.stride[3] + aw.phases[0].first;
+    job.row_stride = ah.target_step * target.stride[3];
+    job.phase_stride = target.stride[3];
+    job.lead = -aw.phases[0].first;
+    job.width = aw.target_size;
+    job.overrun = 0;
+    for (size_t f = 0; f < group.h.size(); ++f) {
+      job.begin[f] = std::max<int64_t>(0, group.h[f]->begin - b.from[1]);
+      job.end[f] = std::min(b.size[1], group.h[f]->count - b.from[1]);
+      if (rows_follow() && job.begin[f] < job.end[f])
+        job.overrun = std::max(job.overrun, job.first + (job.end[f] - 1) * job.row_stride + int64_t(f) * job.phase_stride + job.lead + job.width);
+    }
+    if (rows_follow() && planes_follow())
+      job.overrun = b.image * target.stride[0] + channel * target.stride[1] + std::min((b.from[0] + b.size[0]) * ad.target_step, ad.target_size) * target.stride[2];
+    job.bias = 0;
+    if (g_.bias) k_.load_run(&job.bias, 1, g_.bias->at(channel * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
+    job.stream = region_.past_cache() && job.lead == 0;
+    k_.phased_rows[p_.phases_h][p_.vectors](job, target.dtype);
+  }
+
   const Gather& g_;
   const PhasedPlan<T>& p_;
   const int64_t chunk_;
@@ -231,6 +322,7 @@ class PhasedRun {
   const Region<T> region_;
   std::vector<PhaseGroup<T>> groups_;
   int64_t rows_ = 0, ldc_;
+  bool whole_rows_;
   std::shared_ptr<Scratch> panels_;
 };
 
@@ -257,7 +349,7 @@ std::unique_ptr<Plan> plan_phased(const Problem& problem, const Gather& plain, c
     const Work work = work_of(g);
     auto p = best_blocks<T, PhasedPlan<T>>(g, g.channels, k, [&](PhasedPlan<T>& q) {
       q.phases_h = phases_h;
-      price<T>(q, g, work, k, context.threads);
+      price<T>(q, g, work, k, context.chunk, context.threads);
     });
     if (p.cycles < best->cycles) {
       *best = std::move(p);

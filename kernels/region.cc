@@ -45,14 +45,16 @@ Work work_of(const Gather& g) {
   return w;
 }
 
-double transfer_cycles(const Gather& g, const Work& work, const RegionPlan& p) {
+double packing_cycles(const Gather& g, const RegionPlan& p) {
   const double segments = double(int64_t(p.packing[2].segments.size()) * p.packing[0].length(p.block[0]) * g.channels);
   const double rows_packed = segments * double(p.packing[1].length(p.block[1])), planes_packed = segments * double(p.packing[1].segments.size());
-  const double pack = rows_packed * (kRowCall + kPackedElement * double(p.pitch) * double(g.axis[2].source_step)) + planes_packed * kPlaneCall;
+  return kTaskCall + rows_packed * (kRowCall + kPackedElement * double(p.pitch) * double(g.axis[2].source_step)) + planes_packed * kPlaneCall;
+}
+
+double transfer_cycles(const Gather& g, const Work& work, const RegionPlan& p) {
   const double phases = double(work.combos / work.row_phases), planes_stored = phases * double(p.block[0] * g.columns);
   const double rows = kRowCall + kPackedElement * double(p.block[2] * work.row_phases) * (g.axis[2].target_step > 4 ? 4 : 1);
-  const double store = phases * double(p.runs()) * kStoreCall + planes_stored * (kPlaneCall + double(p.block[1]) * rows);
-  return kTaskCall + pack + store;
+  return packing_cycles(g, p) + phases * double(p.runs()) * kStoreCall + planes_stored * (kPlaneCall + double(p.block[1]) * rows);
 }
 
 std::array<std::vector<int64_t>, 3> block_sizes(const Gather& g, int64_t lanes) {

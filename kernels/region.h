@@ -107,6 +107,7 @@ class Region {
   // plane of the block unless planes are flat.
   void store(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
              int64_t phase_stride) const;
+  bool past_cache() const { return stream_; }
   // To a channels-last target from c[w phase * phase_stride + position*ld + column], planes flat.
   void store_lanes(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, const T* c, int64_t ld, int64_t phase_stride) const {
     store_positions(b, d, h, channel, columns, 0, c, ld, phase_stride, ld, k_.store_lanes);
@@ -136,7 +137,8 @@ struct Work {
 };
 Work work_of(const Gather& g);
 
-// Cycles of a task besides its tiles: packing and storing.
+// Cycles of a task besides its tiles: packing, and storing.
+double packing_cycles(const Gather& g, const RegionPlan& p);
 double transfer_cycles(const Gather& g, const Work& work, const RegionPlan& p);
 
 template <class T>

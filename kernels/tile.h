@@ -85,11 +85,12 @@ static inline __attribute__((always_inline)) const T* phased_step(Vec<T> (&acc)[
 }
 
 template <class T, int PhasesH, int PhasesW, int Phases, int Columns, int Vectors>
-static inline __attribute__((always_inline)) void phased_steps(Vec<T> (&acc)[Phases][Columns][Vectors], const PhasedTile<T>& a, int64_t channels) {
+static inline __attribute__((always_inline)) void phased_steps(Vec<T> (&acc)[Phases][Columns][Vectors], const PhasedSamples<T>& a, const T* region,
+                                                                int64_t channels) {
   const T* w = a.weights;
   for (int64_t s = 0; s < a.step_count; ++s) {
     const PhasedStep& step = a.steps[s];
-    const T* x = a.region + step.offset;
+    const T* x = region + step.offset;
     if (step.rows_h == PhasesH && step.rows_w == PhasesW)
       w = phased_step<T, PhasesH, PhasesW, PhasesW>(acc, w, x, channels, a.channel_stride);
     else if (step.rows_h == PhasesH)
@@ -107,9 +108,9 @@ template <class T, int PhasesH, int PhasesW, int Columns, int Vectors>
 static void phased_tile(const PhasedTile<T>& a) {
   Vec<T> acc[PhasesH * PhasesW][Columns][Vectors] = {};
   if (a.channels == 1)
-    phased_steps<T, PhasesH, PhasesW>(acc, a, 1);
+    phased_steps<T, PhasesH, PhasesW>(acc, a, a.region, 1);
   else
-    phased_steps<T, PhasesH, PhasesW>(acc, a, a.channels);
+    phased_steps<T, PhasesH, PhasesW>(acc, a, a.region, a.channels);
   T* c = a.c;
   // Read once: the stores might change `a`, for all that the compiler knows.
   const int64_t ldc = a.ldc, phase_stride = a.phase_stride;

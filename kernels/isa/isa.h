@@ -39,14 +39,31 @@ struct PhasedStep {
 };
 
 template <class T>
-struct PhasedTile {
+struct PhasedSamples {
   const T* weights;  // [step][channel][rows_h][rows_w][column]
   const T* region;   // packed input, at this tile's first position
   const PhasedStep* steps;
   int64_t step_count, channels, channel_stride;
+};
+
+template <class T>
+struct PhasedTile : PhasedSamples<T> {
   T* c;  // [phase h][phase w][column][position]
   int64_t ldc, phase_stride;
   bool accumulate;
+};
+
+// Rows of the target, formed by tiles of one column and stored from them. Element e of the row of phase f of h that belongs to row r of positions is
+// out[first + r*row_stride + f*phase_stride + e], where e = 2*position + phase of w; the row's own elements are lead <= e < lead + width.
+template <class T>
+struct PhasedRows : PhasedSamples<T> {
+  int64_t region_stride, rows, tiles;  // rows of positions, and tiles of each
+  void* out;
+  int64_t first, row_stride, phase_stride, lead, width;
+  int64_t begin[2], end[2];  // of each phase of h, the rows of positions that have a target
+  int64_t overrun;           // rows are stored in the order of their addresses without gaps up to here: a vector may end in the next one. 0: it may not
+  T bias;
+  bool stream;  // past the cache
 };
 
 template <class T>
@@ -144,6 +161,7 @@ struct TileKernels {
   int lanes;
   void (*spatial[kMaxVectors + 1][kMaxRows + 1])(const SpatialTile<T>&);  // null where the registers do not suffice
   void (*phased[3][3][kMaxVectors + 1])(const PhasedTile<T>&);            // [phases h][columns][vectors], 1 or 2 phases and columns, always 2 phases w
+  void (*phased_rows[3][kMaxVectors + 1])(const PhasedRows<T>&, DType);   // [phases h][vectors]
   void (*pointer[kMaxVectors + 1][kMaxPointerRows + 1])(const PointerTile<T>&);
   void (*lane_product[kMaxLaneTaps + 1][kMaxLaneVectors + 1])(const LaneProduct<T>&);
   void (*combine_rows)(T* dst, int64_t dst_pitch, const T* a, const T* b, T factor, int64_t src_pitch, int64_t rows, int64_t n);
