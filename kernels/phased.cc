@@ -135,7 +135,7 @@ struct PhaseGroup {
   const Phase* d;
   std::vector<const Phase*> h;
   std::vector<PhasedStep> steps;
-  std::vector<int64_t> kernel;  // [step][row h][row w]: offset of the tap's weight
+  std::vector<int64_t> kernel, column;  // [step][row h][row w][column]: offsets of the tap's weight, and of the column's
   int64_t rows, first_row;      // rows of all its steps, and of the groups before it
 };
 
@@ -193,15 +193,18 @@ class PhasedRun {
 
  private:
   void add_group(const Phase& d, std::vector<const Phase*> h) {
-    PhaseGroup<T> group{&d, std::move(h), {}, {}, 0, rows_};
+    PhaseGroup<T> group{&d, std::move(h), {}, {}, {}, 0, rows_};
     const std::vector<Phase>& w = g_.axis[2].phases;
     for_each_step(d, group.h, w, [&](const Tap& td, size_t th, size_t tw, int rows_h, int rows_w) {
       group.steps.push_back({region_.tap_offset(td, group.h[0]->taps[th], w[0].taps[tw]), rows_h, rows_w});
       group.rows += rows_h * rows_w;
       for (int fh = 0; fh < rows_h; ++fh)
         for (int fw = 0; fw < rows_w; ++fw)
-          group.kernel.push_back(td.kernel * g_.weight_tap[0] + group.h[size_t(fh)]->taps[th].kernel * g_.weight_tap[1] +
-                                 w[size_t(fw)].taps[tw].kernel * g_.weight_tap[2]);
+          for (int64_t m = 0; m < p_.columns; ++m) {
+            group.kernel.push_back(td.kernel * g_.weight_tap[0] + group.h[size_t(fh)]->taps[th].kernel * g_.weight_tap[1] +
+                                   w[size_t(fw)].taps[tw].kernel * g_.weight_tap[2]);
+            group.column.push_back(m * g_.weight_column);
+          }
     });
     rows_ += group.rows;
     groups_.push_back(std::move(group));
@@ -215,30 +218,25 @@ class PhasedRun {
   void pack_tile(T* to, int64_t group, int64_t tile, const TileKernels<T>& k) const {
     for (const PhaseGroup<T>& phases : groups_)
       for (int64_t channel = 0; channel < g_.channels; channel += chunk_) {
-        const int64_t channels = std::min(chunk_, g_.channels - channel);
-        T* dst = to + panel(group, tile, phases, channel);
-        size_t kernel = 0;
-        for (const PhasedStep& step : phases.steps) {
-          const int64_t rows = step.rows_h * step.rows_w;
-          std::vector<int64_t> column_offset, tap_offset;
-          for (int64_t r = 0; r < rows; ++r)
-            for (int64_t m = 0; m < p_.columns; ++m) {
-              column_offset.push_back((tile * p_.columns + m) * g_.weight_column);
-              tap_offset.push_back(phases.kernel[kernel + size_t(r)]);
-            }
-          kernel += size_t(rows);
-          const WeightPack<T> job{dst,
-                                  g_.weight.at(group * g_.weight_group + channel * g_.weight_channel),
-                                  g_.weight_channel,
-                                  channels,
-                                  column_offset.data(),
-                                  tap_offset.data(),
-                                  1,
-                                  rows * p_.columns,
-                                  rows * p_.columns};
+        WeightPack<T> job;
+        job.dst = to + panel(group, tile, phases, channel);
+        job.src = g_.weight.at(group * g_.weight_group + channel * g_.weight_channel + tile * p_.columns * g_.weight_column);
+        job.channel_stride = g_.weight_channel;
+        job.channels = std::min(chunk_, g_.channels - channel);
+        job.taps = 1;
+        job.tap_offset = phases.kernel.data();
+        job.column_offset = phases.column.data();
+        const auto pack = [&](int64_t rows) {
+          job.columns = job.width = rows * p_.columns;
           k.pack_weights(job, g_.weight.dtype);
-          dst += channels * rows * p_.columns;
-        }
+          job.dst += job.channels * job.width;
+          job.tap_offset += job.width;
+          job.column_offset += job.width;
+        };
+        if (job.channels == 1)  // the rows of all steps lie one behind the other
+          pack(phases.rows);
+        else
+          for (const PhasedStep& step : phases.steps) pack(step.rows_h * step.rows_w);
       }
   }
 
