@@ -194,76 +194,149 @@ static void load_run(T* dst, int64_t ds, const void* src, int64_t ss, int64_t n,
   with_stored<T>(dtype, [&](auto s) { load_run_of<T, decltype(s)>(dst, ds, src, ss, n); });
 }
 
-// dst[i] = src[i * Step], on whole vectors as long as they lie in the array. Not under masks: masked loads that miss the caches took up to five times
-// as long (15 elements, a stride of 2, out of 12 MB: 5.5 ns a row, 1.9 whole).
-template <class T, int Step>
-static inline void load_every(T* dst, const T* src, int64_t n, const RowsLoad<T>& a) {
-  Vec<T> v[Step];
+// n zeros, or whole vectors of them where that much may be overwritten.
+template <class T>
+static inline void clear(T* dst, int64_t n, bool whole) {
   int64_t i = 0;
-  for (; i < n && src + Step * kLanes<T> <= a.end; i += kLanes<T>, src += Step * kLanes<T>) {
-#pragma GCC unroll 4
-    for (int j = 0; j < Step; ++j) {
-      __builtin_prefetch(src + a.ahead + j * kLanes<T>);
-      v[j] = load<T>(src + j * kLanes<T>);
-    }
-    store_part<T>(dst + i, unzip_first<T, Step>(v), n - i < kLanes<T> ? n - i : kLanes<T>);
-  }
-  for (; i < n; ++i, src += Step) dst[i] = *src;
+  for (; whole ? i < n : i + kLanes<T> <= n; i += kLanes<T>) store<T>(dst + i, Vec<T>{});
+  for (; i < n; ++i) dst[i] = 0;
 }
 
-// A row of n elements between zeros; a tail repeats the last full vector.
+// May a vector end past row r, in the rows behind it, which are loaded later?
+template <class T>
+static inline bool overruns(const RowsLoad<T>& a, int64_t r) {
+  return a.pitch == a.width && (a.rows - 1 - r) * a.width >= kLanes<T>;
+}
+
+// A row of neighbours between zeros; `whole` as overruns() says.
 template <class T, class S>
-static inline void load_row(T* dst, const void* src, int64_t n, const RowsLoad<T>& a) {
-  const int64_t left = a.left, right = a.right;
+static inline void load_row(T* dst, const void* src, const RowsLoad<T>& a, bool whole) {
+  const int64_t left = a.phase[0].left, n = a.phase[0].n, right = a.width - left - n;
   if constexpr (sizeof(S) == sizeof(T)) {
     const T* const from = static_cast<const T*>(src);
-    if (a.stride == 1 && n < kLanes<T> && left + n + right <= kLanes<T>) {
+    if (n < kLanes<T> && a.width <= kLanes<T>) {
       __builtin_prefetch(from + a.ahead);
-      const bool whole = from - left >= a.begin && from - left + kLanes<T> <= a.end;
       Vec<T> row;
-      if (whole) {
+      if (from - left >= a.begin && from - left + kLanes<T> <= a.end) {
         row = load<T>(from - left);
         keep_in_register<T>(row);  // else the compiler makes it a masked load again
         row = keep_between<T>(row, left, left + n);
       } else {
         row = load_between<T>(from, left, left + n);
       }
-      store_part<T>(dst, row, left + n + right);
+      store_part<T>(dst, row, whole ? kLanes<T> : a.width);
       return;
     }
   }
-  for (int64_t i = 0; i < left; ++i) dst[i] = 0;
+  clear(dst, left, whole || n >= kLanes<T>);
   dst += left;
-  for (int64_t i = n; i < n + right; ++i) dst[i] = 0;
   if constexpr (sizeof(S) == sizeof(T)) {
     const T* const from = static_cast<const T*>(src);
-    if (a.stride == 1 && n >= kLanes<T>) {
-      for (int64_t i = 0; i + kLanes<T> <= n; i += kLanes<T>) {
-        __builtin_prefetch(from + a.ahead + i);
-        store<T>(dst + i, load<T>(from + i));
-      }
-      store<T>(dst + n - kLanes<T>, load<T>(from + n - kLanes<T>));
-      return;
+    int64_t i = 0;
+    for (; i + kLanes<T> <= n; i += kLanes<T>) {
+      __builtin_prefetch(from + a.ahead + i);
+      store<T>(dst + i, load<T>(from + i));
     }
-    if (a.stride == 2) return load_every<T, 2>(dst, from, n, a);
-    if (a.stride == 3) return load_every<T, 3>(dst, from, n, a);
-    if (a.stride == 4) return load_every<T, 4>(dst, from, n, a);
+    if (i > 0 && i < n)  // the last vector once more, up to the end
+      store<T>(dst + n - kLanes<T>, load<T>(from + n - kLanes<T>));
+    else
+      for (; i < n; ++i) dst[i] = from[i];
+  } else {
+    load_run_of<T, S>(dst, 1, src, 1, n);
   }
-  load_run_of<T, S>(dst, 1, src, a.stride, n);
+  clear(dst + n, right, whole);
 }
 
-// dst[r * pitch] = left zeros, src[r * row_stride + i * stride] for i < n, right zeros, for r < rows
+// Elements i and on of phase P and the next ones, out of vectors that hold all phases of a row.
+template <class T, int Step, int Phases, int P = 0>
+static inline __attribute__((always_inline)) void store_turns(const Vec<T> (&v)[Step], const typename RowsLoad<T>::Phase (&phase)[Phases], int64_t i, bool whole) {
+  if constexpr (P < Phases) {
+    const int64_t n = phase[P].n - i;
+    T* const dst = phase[P].dst + phase[P].left + i;
+    if (n >= kLanes<T> || (whole && n > 0))
+      store<T>(dst, unzip_from<T, P>(v));
+    else if (n > 0)
+      store_first<T>(dst, unzip_from<T, P>(v), n);
+    store_turns<T, Step, Phases, P + 1>(v, phase, i, whole);
+  }
+}
+
+// Rows of phases that take turns, on whole vectors as long as they lie in the array. Not under masks: masked loads that miss the caches took up to five
+// times as long (15 elements, a stride of 2, out of 12 MB: 5.5 ns a row, 1.9 whole).
+template <class T, int Step, int Phases>
+static void load_turns(const RowsLoad<T>& a) {
+  typename RowsLoad<T>::Phase phase[Phases];
+  int64_t most = 0;
+#pragma GCC unroll 4
+  for (int p = 0; p < Phases; ++p) {
+    phase[p] = a.phase[p];
+    most = most > phase[p].n ? most : phase[p].n;
+  }
+  const T* src = static_cast<const T*>(a.src);
+  for (int64_t r = 0; r < a.rows; ++r, src += a.row_stride) {
+    const bool whole = overruns(a, r);
+#pragma GCC unroll 4
+    for (int p = 0; p < Phases; ++p) clear(phase[p].dst, phase[p].left, whole);
+    int64_t i = 0;
+    for (; i < most && src + Step * (i + kLanes<T>) <= a.end; i += kLanes<T>) {
+      Vec<T> v[Step];
+#pragma GCC unroll 4
+      for (int j = 0; j < Step; ++j) {
+        const T* const from = src + Step * i + j * kLanes<T>;
+        __builtin_prefetch(from + a.ahead);
+        v[j] = load<T>(from);
+      }
+      store_turns<T, Step, Phases>(v, phase, i, whole);
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < Phases; ++p) {
+      T* const dst = phase[p].dst + phase[p].left;
+      for (int64_t j = i; j < phase[p].n; ++j) dst[j] = src[j * Step + p];
+      clear(dst + phase[p].n, a.width - phase[p].left - phase[p].n, whole);
+      phase[p].dst += a.pitch;
+    }
+  }
+}
+
+template <class T, int Step, int Phases = Step>
+static inline void load_turns_of(const RowsLoad<T>& a) {
+  if (a.phases == Phases)
+    load_turns<T, Step, Phases>(a);
+  else if constexpr (Phases > 1)
+    load_turns_of<T, Step, Phases - 1>(a);
+}
+
+// Rows of elements farther apart, one by one.
+template <class T, class S>
+static inline void load_scattered(T* dst, const void* src, const RowsLoad<T>& a) {
+  const int64_t left = a.phase[0].left, n = a.phase[0].n;
+  clear(dst, left, false);
+  load_run_of<T, S>(dst + left, 1, src, a.stride, n);
+  clear(dst + left + n, a.width - left - n, false);
+}
+
+// dst[r * pitch] = left zeros, src[r * row_stride + i * stride] for i < n, zeros, for r < rows
 template <class T>
 static void load_rows(const RowsLoad<T>& a, DType dtype) {
   with_stored<T>(dtype, [&](auto s) {
     using S = decltype(s);
-    T* dst = a.dst;
-    const char* src = static_cast<const char*>(a.src);
-    if (a.left + a.right == 0 && a.pitch == a.n && a.row_stride == a.n && a.stride == 1) {  // whole rows side by side: one of them all
-      load_row<T, S>(dst, src, a.rows * a.n, a);
-      return;
+    T* const dst = a.phase[0].dst;
+    if (a.width == a.phase[0].n && a.pitch == a.width && a.row_stride == a.width && a.stride == 1) {  // whole rows side by side: one of them all
+      RowsLoad<T> all = a;
+      all.phase[0].n = all.width = a.rows * a.width;
+      return load_row<T, S>(dst, a.src, all, false);
     }
-    for (int64_t r = 0; r < a.rows; ++r, dst += a.pitch, src += a.row_stride * int64_t(sizeof(S))) load_row<T, S>(dst, src, a.n, a);
+    if constexpr (sizeof(S) == sizeof(T)) {
+      if (a.stride == 2) return load_turns_of<T, 2>(a);
+      if (a.stride == 3) return load_turns_of<T, 3>(a);
+      if (a.stride == 4) return load_turns_of<T, 4>(a);
+    }
+    const char* src = static_cast<const char*>(a.src);
+    for (int64_t r = 0; r < a.rows; ++r, src += a.row_stride * int64_t(sizeof(S)))
+      if (a.stride == 1)
+        load_row<T, S>(dst + r * a.pitch, src, a, overruns(a, r));
+      else
+        load_scattered<T, S>(dst + r * a.pitch, src, a);
   });
 }
 

@@ -185,17 +185,57 @@ void Region<T>::clear_rows(T* to, int64_t rows) const {
   for (int64_t r = 0; r < rows; ++r) std::memset(static_cast<void*>(to + r * p_.row_stride), 0, size_t(p_.pitch) * sizeof(T));
 }
 
-// Rows of one channel, plane and phase along w, between rows and columns of zeros.
+// One after the other for each plane: the first ones fetch the rows for all.
 template <class T>
-void Region<T>::pack_plane(T* to, bool outside, int64_t rows, const Inside& h, const Inside& w, const void* from) const {
+std::vector<typename Region<T>::PhaseRows> Region<T>::phase_rows(const Block& b) const {
+  std::vector<PhaseRows> rows;
+  for_each_segment(2, b, [&](int64_t segment, int64_t, int64_t, const Inside& w) { rows.push_back({1, {segment}, {w}}); });
+  const int64_t step = g_.axis[2].source_step;
+  if (step < 2 || step > kMaxTurns || g_.source.stride[4] != 1 || g_.source.element_size() != int64_t(sizeof(T))) return rows;
+  const auto source = [](const PhaseRows& r) { return r.inside[0].source; };
+  std::stable_sort(rows.begin(), rows.end(), [&](const PhaseRows& r, const PhaseRows& s) { return source(r) < source(s); });
+  size_t last = 0;
+  for (size_t i = 1; i < rows.size(); ++i) {
+    PhaseRows& r = rows[last];
+    const Inside& w = rows[i].inside[0];
+    if (r.phases < step && w.source == source(r) + r.phases && w.begin < w.end && r.inside[0].begin < r.inside[0].end) {
+      r.segment[size_t(r.phases)] = rows[i].segment[0];
+      r.inside[size_t(r.phases++)] = w;
+    } else {
+      rows[++last] = rows[i];
+    }
+  }
+  rows.resize(std::min(rows.size(), last + 1));
+  return rows;
+}
+
+// Rows of one channel and plane between rows and columns of zeros.
+template <class T>
+void Region<T>::pack_plane(T* to, const PhaseRows& p, bool outside, int64_t rows, const Inside& h, const void* from) const {
   const View& source = g_.source;
-  const int64_t n = w.end - w.begin, above = outside || n == 0 || h.begin == h.end ? rows : h.begin;
-  if (above > 0) clear_rows(to, above);
+  const int64_t above = outside || p.inside[0].begin == p.inside[0].end || h.begin == h.end ? rows : h.begin;
+  const auto clear = [&](int64_t row, int64_t count) {
+    for (int64_t f = 0; count > 0 && f < p.phases; ++f) clear_rows(to + p.segment[size_t(f)] * p_.segment_stride + row * p_.row_stride, count);
+  };
+  clear(0, above);
   if (above == rows) return;
-  k_.load_rows({to + above * p_.row_stride, p_.row_stride, w.begin, p_.pitch - w.end, from, g_.axis[1].source_step * source.stride[3],
-                g_.axis[2].source_step * source.stride[4], h.end - h.begin, n, source.stride[1], source_.begin, source_.end},
-               source.dtype);
-  if (h.end < rows) clear_rows(to + h.end * p_.row_stride, rows - h.end);
+  RowsLoad<T> job;
+  for (int64_t f = 0; f < p.phases; ++f) {
+    const Inside& w = p.inside[size_t(f)];
+    job.phase[f] = {to + p.segment[size_t(f)] * p_.segment_stride + above * p_.row_stride, w.begin, w.end - w.begin};
+  }
+  job.phases = p.phases;
+  job.pitch = p_.row_stride;
+  job.width = p_.pitch;
+  job.src = from;
+  job.row_stride = g_.axis[1].source_step * source.stride[3];
+  job.stride = g_.axis[2].source_step * source.stride[4];
+  job.rows = h.end - h.begin;
+  job.ahead = source.stride[1];
+  job.begin = source_.begin;
+  job.end = source_.end;
+  k_.load_rows(job, source.dtype);
+  clear(h.end, rows - h.end);
 }
 
 template <class T>
@@ -206,18 +246,16 @@ void Region<T>::pack(const Block& b, int64_t channel, T* region) const {
   }
   const View& source = g_.source;
   const int64_t origin = b.image * source.stride[0] + (b.group * g_.channels + channel) * source.stride[1], channels = packed_channels(channel);
-  std::vector<Inside> phases;  // those along w, one after the other for each plane: the first one fetches the rows for all
-  for_each_segment(2, b, [&](int64_t, int64_t, int64_t, const Inside& w) { phases.push_back(w); });
+  const std::vector<PhaseRows> phases = phase_rows(b);
   for_each_segment(0, b, [&](int64_t, int64_t depth_start, int64_t depth, const Inside& d) {
     for_each_segment(1, b, [&](int64_t, int64_t row_start, int64_t rows, const Inside& h) {
       for (int64_t t = 0; t < depth; ++t) {
         const int64_t plane = (d.source + (t - d.begin) * g_.axis[0].source_step) * source.stride[2] + h.source * source.stride[3];
         for (int64_t c = 0; c < channels; ++c) {
-          T* to = region + (depth_start + t) * p_.depth_stride + c * p_.channel_stride + row_start * p_.row_stride;
-          for (const Inside& w : phases) {
-            pack_plane(to, t < d.begin || t >= d.end, rows, h, w, source.at(origin + c * source.stride[1] + plane + w.source * source.stride[4]));
-            to += p_.segment_stride;
-          }
+          T* const to = region + (depth_start + t) * p_.depth_stride + c * p_.channel_stride + row_start * p_.row_stride;
+          const int64_t from = origin + c * source.stride[1] + plane;
+          for (const PhaseRows& p : phases)
+            pack_plane(to, p, t < d.begin || t >= d.end, rows, h, source.at(from + p.inside[0].source * source.stride[4]));
         }
       }
     });

@@ -119,7 +119,14 @@ class Region {
   void store_positions(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t ld,
                        int64_t phase_stride, int64_t position_stride, void (*store)(const PositionStore<T>&)) const;
   void clear_rows(T* to, int64_t rows) const;
-  void pack_plane(T* to, bool outside, int64_t rows, const Inside& h, const Inside& w, const void* from) const;
+  // The rows of one phase along w, or of several that take turns in the source and are loaded together.
+  struct PhaseRows {
+    int64_t phases;
+    std::array<int64_t, kMaxTurns> segment;
+    std::array<Inside, kMaxTurns> inside;
+  };
+  std::vector<PhaseRows> phase_rows(const Block& b) const;
+  void pack_plane(T* to, const PhaseRows& phase, bool outside, int64_t rows, const Inside& h, const void* from) const;
   void pack_channels_last(const Block& b, int64_t channel, T* region) const;
   int64_t packed_channels(int64_t channel) const { return std::min(p_.channels, g_.channels - channel); }
   template <class F>

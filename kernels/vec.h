@@ -211,24 +211,24 @@ static inline Vec<T> unzip(Vec<T> a, Vec<T> b) {
   return unzip_half<T, Odd>(a, b, typename MakeIndices<kLanes<T>>::type{});
 }
 
-// Every third element of (a, b, c): first those of a and b.
-template <class T, int... I>
+// Every third element of (a, b, c) from element First on: first those of a and b.
+template <class T, int First, int... I>
 static inline Vec<T> unzip3(Vec<T> a, Vec<T> b, Vec<T> c, Indices<I...>) {
   constexpr int kTwo = 2 * kLanes<T>;
-  const Vec<T> ab = __builtin_shufflevector(a, b, (3 * I < kTwo ? 3 * I : 0)...);
-  return __builtin_shufflevector(ab, c, (3 * I < kTwo ? I : 3 * I - kLanes<T>)...);
+  const Vec<T> ab = __builtin_shufflevector(a, b, (3 * I + First < kTwo ? 3 * I + First : 0)...);
+  return __builtin_shufflevector(ab, c, (3 * I + First < kTwo ? I : 3 * I + First - kLanes<T>)...);
 }
 
-// Every Step-th element, from the first on, of the Step * kLanes elements in v.
-template <class T, int Step>
-static inline Vec<T> unzip_first(const Vec<T> (&v)[Step]) {
-  static_assert(Step >= 2 && Step <= 4);
+// Every Step-th element, from element First on, of the Step * kLanes elements in v.
+template <class T, int First, int Step>
+static inline Vec<T> unzip_from(const Vec<T> (&v)[Step]) {
+  static_assert(Step >= 2 && Step <= 4 && First < Step);
   if constexpr (Step == 2)
-    return unzip<T, 0>(v[0], v[1]);
+    return unzip<T, First>(v[0], v[1]);
   else if constexpr (Step == 3)
-    return unzip3<T>(v[0], v[1], v[2], typename MakeIndices<kLanes<T>>::type{});
+    return unzip3<T, First>(v[0], v[1], v[2], typename MakeIndices<kLanes<T>>::type{});
   else
-    return unzip<T, 0>(unzip<T, 0>(v[0], v[1]), unzip<T, 0>(v[2], v[3]));
+    return unzip<T, First / 2>(unzip<T, First % 2>(v[0], v[1]), unzip<T, First % 2>(v[2], v[3]));
 }
 
 }  // namespace TCONV3D_ISA

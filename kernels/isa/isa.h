@@ -97,13 +97,20 @@ struct RowsAdd {
   int64_t src_column, src_pitch, columns, rows, n;
 };
 
-// Rows of a packed region, zeros around them.
+constexpr int kMaxTurns = 4;  // strides that are loaded on vectors
+
+// Rows of a packed region: `width` elements each, of which n, from src on, lie between zeros. Several phases that take turns in the source are loaded
+// together: phase p from src + p on. Their stride is at most kMaxTurns, and they are stored as T.
 template <class T>
 struct RowsLoad {
-  T* dst;
-  int64_t pitch, left, right;
+  struct Phase {
+    T* dst;
+    int64_t left, n;
+  };
+  Phase phase[kMaxTurns];
+  int64_t phases, pitch, width;
   const void* src;
-  int64_t row_stride, stride, rows, n;
+  int64_t row_stride, stride, rows;
   int64_t ahead;         // elements from these rows to the ones that the next call reads, fetched meanwhile
   const T *begin, *end;  // of all that may be read, if it is stored as T
 };
