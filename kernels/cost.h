@@ -36,8 +36,8 @@ constexpr double kPackedElement = 0.4;     // a contiguous element copied on vec
 constexpr double kTransposedElement = 1;   // an element whose neighbours become strangers
 constexpr double kScatteredElement = 1.6;  // an element moved alone
 
-constexpr double kRowVector = 3;        // a vector of a phased tile interleaved and stored from the registers
-constexpr double kRowEnd = 60;          // the end of such a row, where no vector may end in the next one
+constexpr double kRowVector = 3;       // a vector of a phased tile interleaved and stored from the registers
+constexpr double kRowEnd = 60;         // the end of such a row, where no vector may end in the next one
 constexpr double kDepthwiseCall = 60;  // entering and leaving a depthwise tile, whose loop is as long
 
 constexpr double kTaskCall = 1500;  // a task's own bookkeeping
@@ -64,13 +64,14 @@ inline int64_t tiles_within(double share, double bytes_of_one, int64_t tiles) {
   return std::clamp<int64_t>(int64_t(share * double(cache_bytes()) / bytes_of_one), 1, tiles);
 }
 
-// What the methods cost beside each other: the two-tap method per vector of multiply-adds, of accumulators written, of samples combined and loaded, per target
+// What the methods cost beside each other: the two-tap method per vector of multiply-adds, per tap and position that a vector's rows are aimed at (layers of
+// one to four channels ran at half the direct method's rate without it), per vector of accumulators written, of samples combined and loaded, per target
 // stored, and per weight that a block of positions reads; the direct method per vector of multiply-adds, those on samples outside the image, and per weight;
 // `packed` per weight summed for a call (fresh memory where many). `gain`: what the two-tap method must promise. Fitted with AVX2 on Zen 3, to all axes of 130
 // layers in both directions, weights prepared and not: the choice loses 6.5 % forward and 9 % backward against the best of up to eight calls of each, a part of
 // it to noise.
 struct TwoTapPrices {
-  double multiply = 0.33, written = 4.8, combined = 5.2, loaded = 9.3, stored = 1.06, panels = 0.22, packed = 1.1;
+  double multiply = 0.33, aimed = 0.7, written = 4.8, combined = 5.2, loaded = 9.3, stored = 1.06, panels = 0.22, packed = 1.1;
   double direct = 0.46, outside = 0.08, direct_panels = 0.2, gain = 1.22;
 };
 constexpr TwoTapPrices kTwoTap;
@@ -103,8 +104,9 @@ inline double method_cycles(const MethodWork& w, int64_t lanes) {
     return w.channels * w.columns / double(lanes) * multiply + price.direct_panels * panels(256) + packed;
   }
   const double vectors = std::ceil(w.columns / double(lanes)), samples = w.combined + w.loaded;
-  const double multiply = vectors * (price.multiply * w.multiply_adds * w.channels + price.written * w.products * w.positions);
-  const double move = w.positions * w.channels / double(lanes) * (price.combined * w.combined + price.loaded * w.loaded) + price.stored * w.targets * w.columns;
+  const double multiply = vectors * (w.multiply_adds * (price.multiply * w.channels + price.aimed) + price.written * w.products * w.positions);
+  const double move =
+      w.positions * std::ceil(w.channels / double(lanes)) * (price.combined * w.combined + price.loaded * w.loaded) + price.stored * w.targets * w.columns;
   return multiply + move + price.panels * panels(std::clamp(7.5e5 / (samples * w.channels), 4.0, 256.0)) + packed;
 }
 

@@ -249,7 +249,8 @@ static inline void load_row(T* dst, const void* src, const RowsLoad<T>& a, bool 
 
 // Elements i and on of phase P and the next ones, out of vectors that hold all phases of a row.
 template <class T, int Step, int Phases, int P = 0>
-static inline __attribute__((always_inline)) void store_turns(const Vec<T> (&v)[Step], const typename RowsLoad<T>::Phase (&phase)[Phases], int64_t i, bool whole) {
+static inline __attribute__((always_inline)) void store_turns(const Vec<T> (&v)[Step], const typename RowsLoad<T>::Phase (&phase)[Phases], int64_t i,
+                                                              bool whole) {
   if constexpr (P < Phases) {
     const int64_t n = phase[P].n - i;
     T* const dst = phase[P].dst + phase[P].left + i;

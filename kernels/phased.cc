@@ -136,7 +136,7 @@ struct PhaseGroup {
   std::vector<const Phase*> h;
   std::vector<PhasedStep> steps;
   std::vector<int64_t> kernel, column;  // [step][row h][row w][column]: offsets of the tap's weight, and of the column's
-  int64_t rows, first_row;      // rows of all its steps, and of the groups before it
+  int64_t rows, first_row;              // rows of all its steps, and of the groups before it
 };
 
 template <class T>
@@ -306,7 +306,8 @@ class PhasedRun {
         job.overrun = std::max(job.overrun, job.first + (job.end[f] - 1) * job.row_stride + int64_t(f) * job.phase_stride + job.lead + job.width);
     }
     if (rows_follow() && planes_follow())
-      job.overrun = b.image * target.stride[0] + channel * target.stride[1] + std::min((b.from[0] + b.size[0]) * ad.target_step, ad.target_size) * target.stride[2];
+      job.overrun =
+          b.image * target.stride[0] + channel * target.stride[1] + std::min((b.from[0] + b.size[0]) * ad.target_step, ad.target_size) * target.stride[2];
     job.bias = 0;
     if (g_.bias) k_.load_run(&job.bias, 1, g_.bias->at(channel * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
     job.stream = region_.past_cache() && job.lead == 0;

@@ -254,8 +254,7 @@ void Region<T>::pack(const Block& b, int64_t channel, T* region) const {
         for (int64_t c = 0; c < channels; ++c) {
           T* const to = region + (depth_start + t) * p_.depth_stride + c * p_.channel_stride + row_start * p_.row_stride;
           const int64_t from = origin + c * source.stride[1] + plane;
-          for (const PhaseRows& p : phases)
-            pack_plane(to, p, t < d.begin || t >= d.end, rows, h, source.at(from + p.inside[0].source * source.stride[4]));
+          for (const PhaseRows& p : phases) pack_plane(to, p, t < d.begin || t >= d.end, rows, h, source.at(from + p.inside[0].source * source.stride[4]));
         }
       }
     });

@@ -86,7 +86,7 @@ static inline __attribute__((always_inline)) const T* phased_step(Vec<T> (&acc)[
 
 template <class T, int PhasesH, int PhasesW, int Phases, int Columns, int Vectors>
 static inline __attribute__((always_inline)) void phased_steps(Vec<T> (&acc)[Phases][Columns][Vectors], const PhasedSamples<T>& a, const T* region,
-                                                                int64_t channels) {
+                                                               int64_t channels) {
   const T* w = a.weights;
   for (int64_t s = 0; s < a.step_count; ++s) {
     const PhasedStep& step = a.steps[s];
