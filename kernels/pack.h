@@ -204,11 +204,11 @@ static inline void clear(T* dst, int64_t n, bool whole) {
 
 // May a vector end past row r, in the rows behind it, which are loaded later?
 template <class T>
-static inline bool overruns(const RowsLoad<T>& a, int64_t r) {
+static inline bool may_overrun(const RowsLoad<T>& a, int64_t r) {
   return a.pitch == a.width && (a.rows - 1 - r) * a.width >= kLanes<T>;
 }
 
-// A row of neighbours between zeros; `whole` as overruns() says.
+// A row of neighbours between zeros; `whole` as may_overrun() says.
 template <class T, class S>
 static inline void load_row(T* dst, const void* src, const RowsLoad<T>& a, bool whole) {
   const int64_t left = a.phase[0].left, n = a.phase[0].n, right = a.width - left - n;
@@ -275,7 +275,7 @@ static void load_turns(const RowsLoad<T>& a) {
   }
   const T* src = static_cast<const T*>(a.src);
   for (int64_t r = 0; r < a.rows; ++r, src += a.row_stride) {
-    const bool whole = overruns(a, r);
+    const bool whole = may_overrun(a, r);
 #pragma GCC unroll 4
     for (int p = 0; p < Phases; ++p) clear(phase[p].dst, phase[p].left, whole);
     int64_t i = 0;
@@ -316,15 +316,19 @@ static inline void load_scattered(T* dst, const void* src, const RowsLoad<T>& a)
   clear(dst + left + n, a.width - left - n, false);
 }
 
-// dst[r * pitch] = left zeros, src[r * row_stride + i * stride] for i < n, zeros, for r < rows
+// Of each phase p: dst[r * pitch] = left zeros, src[r * row_stride + i * stride + p] for i < n, zeros, for r < rows
 template <class T>
 static void load_rows(const RowsLoad<T>& a, DType dtype) {
   with_stored<T>(dtype, [&](auto s) {
     using S = decltype(s);
     T* const dst = a.phase[0].dst;
     if (a.width == a.phase[0].n && a.pitch == a.width && a.row_stride == a.width && a.stride == 1) {  // whole rows side by side: one of them all
-      RowsLoad<T> all = a;
-      all.phase[0].n = all.width = a.rows * a.width;
+      RowsLoad<T> all;
+      all.width = a.rows * a.width;
+      all.phase[0] = {dst, 0, all.width};
+      all.ahead = a.ahead;
+      all.begin = a.begin;
+      all.end = a.end;
       return load_row<T, S>(dst, a.src, all, false);
     }
     if constexpr (sizeof(S) == sizeof(T)) {
@@ -335,7 +339,7 @@ static void load_rows(const RowsLoad<T>& a, DType dtype) {
     const char* src = static_cast<const char*>(a.src);
     for (int64_t r = 0; r < a.rows; ++r, src += a.row_stride * int64_t(sizeof(S)))
       if (a.stride == 1)
-        load_row<T, S>(dst + r * a.pitch, src, a, overruns(a, r));
+        load_row<T, S>(dst + r * a.pitch, src, a, may_overrun(a, r));
       else
         load_scattered<T, S>(dst + r * a.pitch, src, a);
   });
@@ -528,7 +532,7 @@ static inline void transpose_block(const S* src, int64_t src_stride, int64_t row
       block[i] = load<T>(row);
     }
   } else {
-    // The rows that follow show that a whole vector may be read: see load_every for masked loads.
+    // The rows that follow show that a whole vector may be read: see load_turns for masked loads.
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<T>; ++i) {
       const T* const row = src + i * src_stride;

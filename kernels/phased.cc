@@ -74,12 +74,13 @@ double tile_cycles(const PhasedPlan<T>& p, const Gather& g, const TileKernels<T>
   return cycles;
 }
 
-// Rows are stored from the registers where those hold all channels of a row's positions.
-bool stores_rows(const RegionPlan& r, const Gather& g, int64_t chunk) {
-  return !r.flat_depth && !r.taps_apart && r.block[2] == g.axis[2].positions && g.channels <= chunk;
+// Rows are stored from the registers where they are whole and all channels are summed in one chunk.
+bool stores_rows(const RegionPlan& r, const Gather& g, const PlanContext& context) {
+  const bool channels_last = context.target_is_rows && g.groups * g.columns > 1;
+  return !channels_last && !r.flat_depth && !r.taps_apart && r.block[2] == g.axis[2].positions && g.channels <= context.chunk;
 }
 
-// All rows of a block, stored. They hide each other's latency.
+// All rows of a block, stored. A tile does not wait for the one before: no latency.
 template <class T>
 double rows_cycles(const PhasedPlan<T>& p, const Gather& g, const TileKernels<T>& k, int64_t vectors) {
   const double loads = loads_per_vector<T>(k.lanes);
@@ -99,7 +100,7 @@ double rows_cycles(const PhasedPlan<T>& p, const Gather& g, const TileKernels<T>
 }
 
 template <class T>
-void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernels<T>& k, int64_t chunk, int threads) {
+void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernels<T>& k, const PlanContext& context) {
   double best = std::numeric_limits<double>::infinity();
   for (int64_t columns = 1; columns <= 2 && g.columns % columns == 0; ++columns)
     for (int64_t vectors = 1; vectors <= kMaxVectors; ++vectors) {
@@ -114,7 +115,7 @@ void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernel
       }
     }
   best += transfer_cycles(g, work, p.region);
-  for (int64_t vectors = 1; vectors <= kMaxVectors && stores_rows(p.region, g, chunk); ++vectors) {
+  for (int64_t vectors = 1; vectors <= kMaxVectors && stores_rows(p.region, g, context); ++vectors) {
     if (!k.phased_rows[p.phases_h][vectors]) continue;
     const double cycles = rows_cycles<T>(p, g, k, vectors) + packing_cycles(g, p.region);
     if (cycles < best) {
@@ -126,7 +127,7 @@ void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernel
   }
   const int64_t tasks = p.region.tasks(g);
   const double panels = panel_cycles(double(g.columns * g.channels * work.taps) * sizeof(T));
-  p.cycles = parallel_cycles(double(tasks) * (best + panels), tasks, threads);
+  p.cycles = parallel_cycles(double(tasks) * (best + panels), tasks, context.threads);
 }
 
 // One tile's phases: of d, and of h together.
@@ -266,13 +267,15 @@ class PhasedRun {
     }
   }
 
-  // Rows, and planes, of a block that lie one behind the other in the target and are stored so.
+  // Do the rows of a plane lie one behind the other in the target, and are stored so?
   bool rows_follow() const {
     const AxisPlan& h = g_.axis[1];
     return g_.target.stride[3] == g_.axis[2].target_size && h.target_step == p_.phases_h;
   }
+  // And those of all planes of a block?
   bool planes_follow() const {
-    return g_.target.stride[2] == g_.target.stride[3] * g_.axis[1].target_size && p_.region.blocks[1] == 1 && g_.axis[0].covered && g_.axis[1].covered;
+    return rows_follow() && g_.target.stride[2] == g_.target.stride[3] * g_.axis[1].target_size && p_.region.blocks[1] == 1 && g_.axis[0].covered &&
+           g_.axis[1].covered;
   }
 
   // The rows of one plane of positions, stored.
@@ -298,15 +301,16 @@ class PhasedRun {
     job.phase_stride = target.stride[3];
     job.lead = -aw.phases[0].first;
     job.width = aw.target_size;
-    job.overrun = 0;
+    job.rows_follow = rows_follow();
+    job.last = job.first;
     for (size_t f = 0; f < group.h.size(); ++f) {
       job.begin[f] = std::max<int64_t>(0, group.h[f]->begin - b.from[1]);
       job.end[f] = std::min(b.size[1], group.h[f]->count - b.from[1]);
-      if (rows_follow() && job.begin[f] < job.end[f])
-        job.overrun = std::max(job.overrun, job.first + (job.end[f] - 1) * job.row_stride + int64_t(f) * job.phase_stride + job.lead + job.width);
+      if (job.begin[f] < job.end[f])
+        job.last = std::max(job.last, job.first + (job.end[f] - 1) * job.row_stride + int64_t(f) * job.phase_stride + job.lead + job.width);
     }
-    if (rows_follow() && planes_follow())
-      job.overrun =
+    if (planes_follow())
+      job.last =
           b.image * target.stride[0] + channel * target.stride[1] + std::min((b.from[0] + b.size[0]) * ad.target_step, ad.target_size) * target.stride[2];
     job.bias = 0;
     if (g_.bias) k_.load_run(&job.bias, 1, g_.bias->at(channel * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
@@ -348,7 +352,7 @@ std::unique_ptr<Plan> plan_phased(const Problem& problem, const Gather& plain, c
     const Work work = work_of(g);
     auto p = best_blocks<T, PhasedPlan<T>>(g, g.channels, k, [&](PhasedPlan<T>& q) {
       q.phases_h = phases_h;
-      price<T>(q, g, work, k, context.chunk, context.threads);
+      price<T>(q, g, work, k, context);
     });
     if (p.cycles < best->cycles) {
       *best = std::move(p);

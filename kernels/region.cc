@@ -185,18 +185,18 @@ void Region<T>::clear_rows(T* to, int64_t rows) const {
   for (int64_t r = 0; r < rows; ++r) std::memset(static_cast<void*>(to + r * p_.row_stride), 0, size_t(p_.pitch) * sizeof(T));
 }
 
-// One after the other for each plane: the first ones fetch the rows for all.
+// The segments along w in the order of their first samples, those that take turns together.
 template <class T>
-std::vector<typename Region<T>::PhaseRows> Region<T>::phase_rows(const Block& b) const {
-  std::vector<PhaseRows> rows;
+std::vector<typename Region<T>::TurnRows> Region<T>::turn_rows(const Block& b) const {
+  std::vector<TurnRows> rows;
   for_each_segment(2, b, [&](int64_t segment, int64_t, int64_t, const Inside& w) { rows.push_back({1, {segment}, {w}}); });
   const int64_t step = g_.axis[2].source_step;
   if (step < 2 || step > kMaxTurns || g_.source.stride[4] != 1 || g_.source.element_size() != int64_t(sizeof(T))) return rows;
-  const auto source = [](const PhaseRows& r) { return r.inside[0].source; };
-  std::stable_sort(rows.begin(), rows.end(), [&](const PhaseRows& r, const PhaseRows& s) { return source(r) < source(s); });
+  const auto source = [](const TurnRows& r) { return r.inside[0].source; };
+  std::stable_sort(rows.begin(), rows.end(), [&](const TurnRows& r, const TurnRows& s) { return source(r) < source(s); });
   size_t last = 0;
   for (size_t i = 1; i < rows.size(); ++i) {
-    PhaseRows& r = rows[last];
+    TurnRows& r = rows[last];
     const Inside& w = rows[i].inside[0];
     if (r.phases < step && w.source == source(r) + r.phases && w.begin < w.end && r.inside[0].begin < r.inside[0].end) {
       r.segment[size_t(r.phases)] = rows[i].segment[0];
@@ -211,7 +211,7 @@ std::vector<typename Region<T>::PhaseRows> Region<T>::phase_rows(const Block& b)
 
 // Rows of one channel and plane between rows and columns of zeros.
 template <class T>
-void Region<T>::pack_plane(T* to, const PhaseRows& p, bool outside, int64_t rows, const Inside& h, const void* from) const {
+void Region<T>::pack_plane(T* to, const TurnRows& p, bool outside, int64_t rows, const Inside& h, const void* from) const {
   const View& source = g_.source;
   const int64_t above = outside || p.inside[0].begin == p.inside[0].end || h.begin == h.end ? rows : h.begin;
   const auto clear = [&](int64_t row, int64_t count) {
@@ -246,7 +246,7 @@ void Region<T>::pack(const Block& b, int64_t channel, T* region) const {
   }
   const View& source = g_.source;
   const int64_t origin = b.image * source.stride[0] + (b.group * g_.channels + channel) * source.stride[1], channels = packed_channels(channel);
-  const std::vector<PhaseRows> phases = phase_rows(b);
+  const std::vector<TurnRows> phases = turn_rows(b);  // one after the other for each plane: the first ones fetch the rows for all
   for_each_segment(0, b, [&](int64_t, int64_t depth_start, int64_t depth, const Inside& d) {
     for_each_segment(1, b, [&](int64_t, int64_t row_start, int64_t rows, const Inside& h) {
       for (int64_t t = 0; t < depth; ++t) {
@@ -254,7 +254,7 @@ void Region<T>::pack(const Block& b, int64_t channel, T* region) const {
         for (int64_t c = 0; c < channels; ++c) {
           T* const to = region + (depth_start + t) * p_.depth_stride + c * p_.channel_stride + row_start * p_.row_stride;
           const int64_t from = origin + c * source.stride[1] + plane;
-          for (const PhaseRows& p : phases) pack_plane(to, p, t < d.begin || t >= d.end, rows, h, source.at(from + p.inside[0].source * source.stride[4]));
+          for (const TurnRows& p : phases) pack_plane(to, p, t < d.begin || t >= d.end, rows, h, source.at(from + p.inside[0].source * source.stride[4]));
         }
       }
     });

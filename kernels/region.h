@@ -6,7 +6,7 @@
 //                                                       or, for tiles along one row, [w segment][d][h][channel][pitch]
 //
 // Positions of several rows (and flat planes) form one run over the region, halo included, so that short rows still fill the lanes; the lanes
-// over the halo compute nothing that is stored.
+// over the halo compute nothing that stays.
 #pragma once
 
 #include <limits>
@@ -107,7 +107,8 @@ class Region {
   // plane of the block unless planes are flat.
   void store(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, int64_t run, const T* c, int64_t column_stride,
              int64_t phase_stride) const;
-  bool past_cache() const { return stream_; }
+  bool past_cache() const { return stream_; }  // are results stored so?
+
   // To a channels-last target from c[w phase * phase_stride + position*ld + column], planes flat.
   void store_lanes(const Block& b, const Phase& d, const Phase& h, int64_t channel, int64_t columns, const T* c, int64_t ld, int64_t phase_stride) const {
     store_positions(b, d, h, channel, columns, 0, c, ld, phase_stride, ld, k_.store_lanes);
@@ -120,13 +121,13 @@ class Region {
                        int64_t phase_stride, int64_t position_stride, void (*store)(const PositionStore<T>&)) const;
   void clear_rows(T* to, int64_t rows) const;
   // The rows of one phase along w, or of several that take turns in the source and are loaded together.
-  struct PhaseRows {
+  struct TurnRows {
     int64_t phases;
     std::array<int64_t, kMaxTurns> segment;
     std::array<Inside, kMaxTurns> inside;
   };
-  std::vector<PhaseRows> phase_rows(const Block& b) const;
-  void pack_plane(T* to, const PhaseRows& phase, bool outside, int64_t rows, const Inside& h, const void* from) const;
+  std::vector<TurnRows> turn_rows(const Block& b) const;
+  void pack_plane(T* to, const TurnRows& phase, bool outside, int64_t rows, const Inside& h, const void* from) const;
   void pack_channels_last(const Block& b, int64_t channel, T* region) const;
   int64_t packed_channels(int64_t channel) const { return std::min(p_.channels, g_.channels - channel); }
   template <class F>
@@ -144,7 +145,7 @@ struct Work {
 };
 Work work_of(const Gather& g);
 
-// Cycles of a task besides its tiles: packing, and storing.
+// Cycles of a task besides its tiles: packing, and both packing and storing.
 double packing_cycles(const Gather& g, const RegionPlan& p);
 double transfer_cycles(const Gather& g, const Work& work, const RegionPlan& p);
 

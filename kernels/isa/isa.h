@@ -41,7 +41,7 @@ struct PhasedStep {
 template <class T>
 struct PhasedSamples {
   const T* weights;  // [step][channel][rows_h][rows_w][column]
-  const T* region;   // packed input, at this tile's first position
+  const T* region;   // packed input, at the first position of the tile, or of the first row
   const PhasedStep* steps;
   int64_t step_count, channels, channel_stride;
 };
@@ -61,7 +61,8 @@ struct PhasedRows : PhasedSamples<T> {
   void* out;
   int64_t first, row_stride, phase_stride, lead, width;
   int64_t begin[2], end[2];  // of each phase of h, the rows of positions that have a target
-  int64_t overrun;           // rows are stored in the order of their addresses without gaps up to here: a vector may end in the next one. 0: it may not
+  bool rows_follow;          // they are stored in the order of their addresses without gaps, up to out[last]: a vector may end in the next one
+  int64_t last;
   T bias;
   bool stream;  // past the cache
 };
@@ -97,7 +98,7 @@ struct RowsAdd {
   int64_t src_column, src_pitch, columns, rows, n;
 };
 
-constexpr int kMaxTurns = 4;  // strides that are loaded on vectors
+constexpr int kMaxTurns = 4;  // the largest stride whose rows are loaded on vectors
 
 // Rows of a packed region: `width` elements each, of which n, from src on, lie between zeros. Several phases that take turns in the source are loaded
 // together: phase p from src + p on. Their stride is at most kMaxTurns, and they are stored as T.
