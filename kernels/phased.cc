@@ -314,7 +314,7 @@ class PhasedRun {
           b.image * target.stride[0] + channel * target.stride[1] + std::min((b.from[0] + b.size[0]) * ad.target_step, ad.target_size) * target.stride[2];
     job.bias = 0;
     if (g_.bias) k_.load_run(&job.bias, 1, g_.bias->at(channel * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
-    job.stream = region_.past_cache() && job.lead == 0;
+    job.stream = region_.past_cache() && job.lead == 0 && target.element_size() == int64_t(sizeof(T));
     k_.phased_rows[p_.phases_h][p_.vectors](job, target.dtype);
   }
 

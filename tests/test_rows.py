@@ -118,16 +118,18 @@ def test_layers_of_few_channels_are_stored_so(name: str) -> None:
 
 
 @pytest.mark.parametrize("isa", _core.instruction_sets())
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(("size", "kernel", "crop"), [(64, 2, 0), (40, 5, 2), (64, 3, 1)])
-def test_large_results_past_the_cache(size: int, kernel: int, crop: int, isa: str) -> None:
+def test_large_results_past_the_cache(size: int, kernel: int, crop: int, dtype: str, isa: str) -> None:
     """Rows of whole lines, more than 32 MiB of them; those of 80 elements end within the vectors of a tile."""
     _core.set_instruction_set(isa)
-    layer = Layer((size,) * 3, kernel, crop, kernel % 2, (2, 2, 2), 4 if size == 64 else 17)
+    groups = (4 if size == 64 else 17) * 4 // np.dtype(dtype).itemsize
+    layer = Layer((size,) * 3, kernel, crop, kernel % 2, (2, 2, 2), groups)
     shapes = layer.shapes()
-    x, weight = draw((1, *shapes[0][1:]), "float32", 1), draw(shapes[1], "float32", 2)
+    x, weight = draw((1, *shapes[0][1:]), dtype, 1), draw(shapes[1], dtype, 2)
     results = []
     for family in (_core.Family.spatial, _core.Family.phased):
-        results.append(tconv3d._engine.empty((1, *shapes[2][1:]), np.dtype(np.float32)))
+        results.append(tconv3d._engine.empty((1, *shapes[2][1:]), x.dtype))
         _core.forward(x, weight, None, results[-1], *arguments(layer.geometry()), family=family)
     np.testing.assert_array_equal(*results)
 
