@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from tconv3d import _engine
+import tconv3d
+from tconv3d import _core, _engine
 
 # The same examples on every machine and in every run; no deadline, since shared machines stall.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, print_blob=True)
@@ -34,6 +35,16 @@ def seeded() -> Iterator[None]:
 def isa(request: pytest.FixtureRequest) -> str:
     """Each instruction set that this machine has, by the name that TCONV3D_ISA takes when a process starts."""
     return request.param
+
+
+@pytest.fixture
+def restored_engine() -> Iterator[None]:
+    """Algorithm, instruction set and number of threads of the engine, back as they were after a test."""
+    algorithm, isa, threads = _core.active_algorithm(), _core.active_instruction_set(), tconv3d.get_num_threads()
+    yield
+    _core.set_algorithm(algorithm)
+    _core.set_instruction_set(isa)
+    tconv3d.set_num_threads(threads)
 
 
 @pytest.fixture(params=["pynative", "graph"])

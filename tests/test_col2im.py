@@ -4,26 +4,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from engine_support import arguments, assert_forward_keeps_its_bits, draw_operands, forward
 
-import tconv3d
 from tconv3d import _core, _engine, reference
 from tconv3d.geometry import Geometry
 
 EPS = float(np.finfo(np.float32).eps)
 
 
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    algorithm, isa, threads = _core.active_algorithm(), _core.active_instruction_set(), tconv3d.get_num_threads()
-    yield
-    _core.set_algorithm(algorithm)
-    _core.set_instruction_set(isa)
-    tconv3d.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("restored_engine")
 
 
 def layer(size: tuple[int, int, int], kernel: int, stride: int, padding: int = 0, output_padding: int = 0) -> Geometry:

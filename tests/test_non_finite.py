@@ -3,20 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 import tconv3d
 from tconv3d import _core
 
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    algorithm = _core.active_algorithm()
-    yield
-    _core.set_algorithm(algorithm)
+pytestmark = pytest.mark.usefixtures("restored_engine")
 
 
 @pytest.mark.parametrize("family", ["automatic", "spatial", "phased", "depthwise", "rows", "channels", "col2im"])

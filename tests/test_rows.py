@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import ml_dtypes
@@ -18,12 +17,7 @@ from tconv3d.geometry import Geometry
 AROUND = 77
 
 
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    isa, threads = _core.active_instruction_set(), tconv3d.get_num_threads()
-    yield
-    _core.set_instruction_set(isa)
-    tconv3d.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("restored_engine")
 
 
 class Layer(NamedTuple):

@@ -77,12 +77,7 @@ def active_isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _core.set_instruction_set(before)
 
 
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    threads, algorithm = tconv3d.get_num_threads(), _core.active_algorithm()
-    yield
-    tconv3d.set_num_threads(threads)
-    _core.set_algorithm(algorithm)
+pytestmark = pytest.mark.usefixtures("restored_engine")
 
 
 def operands(case: Case, dtype: Any = np.float32) -> Operands:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,12 +16,7 @@ import pytest
 
 import tconv3d
 
-
-@pytest.fixture(autouse=True)
-def restored_threads() -> Iterator[None]:
-    before = tconv3d.get_num_threads()
-    yield
-    tconv3d.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("restored_engine")
 
 
 def run_python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -30,13 +29,7 @@ EPS = float(np.finfo(np.float32).eps)
 FOUR, THREE = (4, 4, 4), (3, 3, 3)
 
 
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    algorithm, isa, threads = _core.active_algorithm(), _core.active_instruction_set(), tconv3d.get_num_threads()
-    yield
-    _core.set_algorithm(algorithm)
-    _core.set_instruction_set(isa)
-    tconv3d.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("restored_engine")
 
 
 def input_grad(gy: np.ndarray, weight: np.ndarray, g: Geometry, algorithm: str) -> np.ndarray:
