@@ -59,8 +59,7 @@ std::vector<std::vector<const Phase*>> h_groups(const Gather& g, int64_t phases_
 template <class T>
 double tile_cycles(const PhasedPlan<T>& p, const Gather& g, const TileKernels<T>& k, int64_t columns, int64_t vectors) {
   const double loads = loads_per_vector<T>(k.lanes);
-  // A small region stays in the first-level cache.
-  const int64_t lane_bytes = double(p.region.size) * sizeof(T) < kFirstLevelBytes ? 0 : k.lanes * int64_t(sizeof(T));
+  const int64_t lane_bytes = second_level_bytes(p.region, k);
   const double accumulators = double(p.phases_h * 2 * columns * p.region.run) * sizeof(T), spilled = accumulators > kFirstLevelBytes ? kSpilledVector : 0;
   const double missed = g.columns > columns ? missed_cycles(g.channels, vectors, lane_bytes) : 0;
   double cycles = 0;
@@ -84,7 +83,7 @@ bool stores_rows(const RegionPlan& r, const Gather& g, const PlanContext& contex
 template <class T>
 double rows_cycles(const PhasedPlan<T>& p, const Gather& g, const TileKernels<T>& k, int64_t vectors) {
   const double loads = loads_per_vector<T>(k.lanes);
-  const int64_t lane_bytes = double(p.region.size) * sizeof(T) < kFirstLevelBytes ? 0 : k.lanes * int64_t(sizeof(T));
+  const int64_t lane_bytes = second_level_bytes(p.region, k);
   const double tiles = double(ceil_div(p.region.block[2], vectors * k.lanes));
   double row = 0, calls = 0;  // through all phases
   for (const Phase& d : g.axis[0].phases)
@@ -115,8 +114,9 @@ void price(PhasedPlan<T>& p, const Gather& g, const Work& work, const TileKernel
       }
     }
   best += transfer_cycles(g, work, p.region);
-  for (int64_t vectors = 1; vectors <= kMaxVectors && stores_rows(p.region, g, context); ++vectors) {
-    if (!k.phased_rows[p.phases_h][vectors]) continue;
+  const bool rows = stores_rows(p.region, g, context);
+  for (int64_t vectors = 1; vectors <= kMaxVectors; ++vectors) {
+    if (!rows || !k.phased_rows[p.phases_h][vectors]) continue;
     const double cycles = rows_cycles<T>(p, g, k, vectors) + packing_cycles(g, p.region);
     if (cycles < best) {
       best = cycles;
@@ -295,23 +295,20 @@ class PhasedRun {
     job.rows = b.size[1];
     job.tiles = ceil_div(aw.positions, p_.vectors * k_.lanes);
     job.out = target.data;
-    job.first = b.image * target.stride[0] + channel * target.stride[1] + (group.d->first + jd * ad.target_step) * target.stride[2] +
-                (group.h[0]->first + b.from[1] * ah.target_step) * target.stride[3] + aw.phases[0].first;
+    const int64_t image = b.image * target.stride[0] + channel * target.stride[1];
+    const int64_t plane = image + (group.d->first + jd * ad.target_step) * target.stride[2];
+    job.first = plane + (group.h[0]->first + b.from[1] * ah.target_step) * target.stride[3] + aw.phases[0].first;
     job.row_stride = ah.target_step * target.stride[3];
     job.phase_stride = target.stride[3];
     job.lead = -aw.phases[0].first;
     job.width = aw.target_size;
     job.rows_follow = rows_follow();
-    job.last = job.first;
+    job.last = planes_follow() ? image + std::min((b.from[0] + b.size[0]) * ad.target_step, ad.target_size) * target.stride[2]
+                               : plane + std::min(group.h[0]->first + (b.from[1] + b.size[1]) * ah.target_step, ah.target_size) * target.stride[3];
     for (size_t f = 0; f < group.h.size(); ++f) {
       job.begin[f] = std::max<int64_t>(0, group.h[f]->begin - b.from[1]);
       job.end[f] = std::min(b.size[1], group.h[f]->count - b.from[1]);
-      if (job.begin[f] < job.end[f])
-        job.last = std::max(job.last, job.first + (job.end[f] - 1) * job.row_stride + int64_t(f) * job.phase_stride + job.lead + job.width);
     }
-    if (planes_follow())
-      job.last =
-          b.image * target.stride[0] + channel * target.stride[1] + std::min((b.from[0] + b.size[0]) * ad.target_step, ad.target_size) * target.stride[2];
     job.bias = 0;
     if (g_.bias) k_.load_run(&job.bias, 1, g_.bias->at(channel * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
     job.stream = region_.past_cache() && job.lead == 0 && target.element_size() == int64_t(sizeof(T));

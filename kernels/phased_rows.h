@@ -58,7 +58,7 @@ static __attribute__((noinline)) void store_exactly(const Vec<T>* even, const Ve
   });
 }
 
-// The row of phase F of h, in whole vectors or exactly.
+// The row of phase F of h, in whole vectors or exactly. Not by with_stored: its lambda would keep the sums in memory, at 0.54 of the speed.
 template <class T, int F, int Phases, int Vectors>
 static inline __attribute__((always_inline)) void store_row(const Vec<T> (&acc)[Phases][1][Vectors], const PhasedRows<T>& a, int64_t r, int64_t t, bool whole,
                                                             DType dtype) {

@@ -55,6 +55,12 @@ int64_t slack(const TileKernels<T>& k) {
   return int64_t(kMaxVectors) * k.lanes;
 }
 
+// Bytes of a vector that a tile reads from the second-level cache; a small region stays in the first.
+template <class T>
+int64_t second_level_bytes(const RegionPlan& p, const TileKernels<T>& k) {
+  return double(p.size) * sizeof(T) < kFirstLevelBytes ? 0 : k.lanes * int64_t(sizeof(T));
+}
+
 // Rows of the tallest tile of so many vectors, at most `limit`; 0 where there is none.
 template <class T>
 int64_t most_rows(const TileKernels<T>& k, int64_t vectors, int64_t limit = kMaxRows) {

@@ -48,8 +48,7 @@ void price(SpatialPlan<T>& p, const Gather& g, const Work& work, const TileKerne
   const bool by_chunk = p.region.by_chunk(g);
   const double chunks = double(ceil_div(g.channels, context.chunk));
   const double loads = loads_per_vector<T>(k.lanes);
-  // A small region stays in the first-level cache.
-  const int64_t lane_bytes = double(p.region.size) * sizeof(T) < kFirstLevelBytes ? 0 : k.lanes * int64_t(sizeof(T));
+  const int64_t lane_bytes = second_level_bytes(p.region, k);
   double best = std::numeric_limits<double>::infinity();
   for (int64_t vectors = 1; vectors <= kMaxVectors; ++vectors) {
     int64_t rows = most_rows(k, vectors, g.columns);
