@@ -421,6 +421,8 @@ static void store_neighbours(const RowStore<T>& a, int64_t lead, int64_t element
   for (int f = 0; f < Phases; ++f) c[f] = a.c[(lead + f) % Phases];
   S* out = static_cast<S*>(a.out) + a.first[lead];
   for (int64_t r = 0; r < a.rows; ++r, out += a.row_stride) {
+    if (a.ahead)
+      for (int64_t i = 0; i < elements; i += 64 / int64_t(sizeof(S))) __builtin_prefetch(out + a.ahead + i, 1);
     store_interleaved<T, S, Phases>(c, out, elements, a.bias, a.stream);
     for (int f = 0; f < Phases; ++f) c[f] += a.c_row_stride;
   }

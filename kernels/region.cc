@@ -344,6 +344,8 @@ void Region<T>::store_rows(const Block& b, const Phase& d, const Phase& h, int64
       if (jd < d.begin || jd >= d.count) continue;
       for (size_t f = 0; f < n; ++f) row_of[f] = c + m * column_stride + int64_t(f) * phase_stride + plane * p_.depth_stride + begin * p_.pitch + skip[f];
       job.out = target.at(origin + (channel + m) * target.stride[1] + (d.first + jd * g_.axis[0].target_step) * target.stride[2]);
+      // Rows are short, and the hardware fetches none before they are stored: with an output of 2 MiB out of the caches, 0.64 ms for 0.55 (page_example_1).
+      job.ahead = m + 1 < columns && !stream_ ? target.stride[1] : 0;
       k_.store_rows(job, target.dtype);
     }
   }
