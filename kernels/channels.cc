@@ -22,6 +22,7 @@ struct Rows {
 constexpr int64_t kMaxCopiedBytes = int64_t(32) << 20;
 constexpr double kPointerFactor = 1.15;  // against the other families on layers where both fit
 constexpr double kSegmentStart = 40;     // cycles to load a segment's pointers and fetch its rows: half of the time at 16 channels, nothing at 512
+constexpr double kStoredPosition = 60;   // cycles besides its columns where several phases are stored together: 64 groups of one channel, 0.3 ms for 0.2
 constexpr int64_t kTaskPositions = 256;  // positions whose accumulators stay in the second-level cache: 256 x 64 x 4 B = 64 KiB
 
 int64_t source_positions(const Gather& g) { return g.batch * g.axis[0].source_size * g.axis[1].source_size * g.axis[2].source_size; }
@@ -375,7 +376,7 @@ std::unique_ptr<Plan> plan_channels(const Gather& g, const PlanContext& context)
     const TileShape shape = tile_shape<T>(k, columns, positions, read_cycles<T>(source));
     const int64_t column_tiles = ceil_div(columns, shape.vectors * k.lanes);
     const double segments = double(set.taps * ceil_div(g.channels, context.chunk));
-    const double setup = segments * (4 + kSegmentStart / double(shape.rows)) + kTileCall / double(shape.rows);
+    const double setup = segments * (4 + kSegmentStart / double(shape.rows)) + kTileCall / double(shape.rows) + (set.members.size() > 1 ? kStoredPosition : 0);
     cycles +=
         double(g.groups * positions) * (double(set.taps * g.channels) * shape.cycles + setup * double(column_tiles) + kScatteredElement * double(columns));
     tasks += g.groups * column_tiles * ceil_div(positions, kTaskPositions);

@@ -158,7 +158,8 @@ std::shared_ptr<const KeptPlan> plan_for(const Problem& p, Direction direction, 
     bool reached = p.in_channels > 0 && p.out_channels > 0 && p.batch > 0;
     fresh->covered = true;
     for (size_t a = 0; a < 3; ++a) {
-      fresh->axis[a] = direction == Direction::forward ? forward_axis(p.axis[a], a == 2) : input_grad_axis(p.axis[a]);
+      const bool paired = options.method && (*options.method)[a] > 0;  // of a whole, of which this is a part
+      fresh->axis[a] = direction == Direction::forward ? forward_axis(p.axis[a], a == 2, !paired) : input_grad_axis(p.axis[a]);
       reached = reached && fresh->axis[a].source_size > 0 && fresh->axis[a].positions > 0;
       fresh->covered = fresh->covered && fresh->axis[a].covered;
     }
