@@ -355,7 +355,11 @@ bool col2im_pays(const Gather& g, int64_t lanes) {
   const double multiply = 0.5 * taps * channels * columns * samples / double(lanes), store = price.stored * targets * columns;
   const double added = price.added * taps * columns * vectors * double(ceil_div(g.channels, equal_chunk(g.channels)));
   const double col2im = multiply + added + price.packed * channels * samples + price.panels * taps * columns * channels * planes + store;
-  const double direct = multiply * (price.dense + price.few / (columns + 0.7)) + store;
+  // Columns that share their samples: of all taps where the kernel is the stride.
+  const double together = apart ? taps * columns : columns, rows = std::min(together, std::max(columns, double(kMaxRows)));
+  const double few = price.few * std::min(1.0, channels / price.few_channels) / (rows + 0.7);
+  const double missed = std::min(std::ceil(together / double(lanes)) * double(lanes) / together - 1, price.missed * channels);
+  const double direct = multiply * (price.dense + few + missed) + store;
   return direct > price.gain * col2im;
 }
 

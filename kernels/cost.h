@@ -111,11 +111,12 @@ inline double method_cycles(const MethodWork& w, int64_t lanes) {
 }
 
 // Products of all taps, then col2im, against the direct method: cycles per vector of products that is added to its targets, per sample packed, per target
-// stored, and per weight that a plane of samples reads. A tile of few columns is bound by its loads: the factor of the direct method's multiply-adds for M
-// columns is `dense` + `few` / (M + 0.7). Fitted with AVX2 on Zen 3 to 428 layers of 16 to 2048 channels: the choice runs them 1.11 times as fast as the
-// direct method alone, the best choice would 1.13 times.
+// stored, and per weight that a plane of samples reads. The factor of the direct method's multiply-adds for M columns is `dense` + `few` / (M + 0.7), since
+// a tile of few columns is bound by its loads, `few` in full from `few_channels` on, which outgrow the first-level cache. Columns that leave lanes idle cost
+// their share of them, or with positions on the lanes `missed` for each channel. Fitted with AVX2 on Zen 3, to 428 layers of 16 to 2048 channels and at last to
+// 304 of 8 to 512 channels and 1 to 48 columns, 52 of which changed their method and run 1.20 times as fast.
 struct Col2imPrices {
-  double added = 7.5, packed = 0.17, stored = 5.2, panels = 0.5, dense = 1.1, few = 1.6, gain = 1.05;
+  double added = 5, packed = 0.17, stored = 5.2, panels = 0.5, dense = 1.1, few = 1.6, few_channels = 32, missed = 0.0015, gain = 1.05;
 };
 constexpr Col2imPrices kCol2imPrices;
 

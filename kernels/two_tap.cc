@@ -315,8 +315,8 @@ Method two_tap_everywhere(const Gather& g) {
 }
 
 Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
-  // Fewer leave lanes empty.
-  constexpr int64_t kLeastColumns = 8;
+  // Fewer leave lanes empty, or fill one vector alone: 8 columns run 1.1 to 1.4 times as fast directly or by col2im.
+  constexpr int64_t kLeastColumns = 9;
   const Method most = g.columns < kLeastColumns ? kDirect : two_tap_everywhere(g);
   Method best = kDirect;
   if (most == kDirect) return best;
