@@ -22,7 +22,7 @@ struct Rows {
 constexpr int64_t kMaxCopiedBytes = int64_t(32) << 20;
 constexpr double kPointerFactor = 1.15;  // against the other families on layers where both fit
 constexpr double kSegmentStart = 40;     // cycles to load a segment's pointers and fetch its rows: half of the time at 16 channels, nothing at 512
-constexpr double kStoredPosition = 60;   // cycles besides its columns where several phases are stored together: 64 groups of one channel, 0.3 ms for 0.2
+constexpr double kStoredPosition = 60;   // cycles of a position in a column tile besides its columns, where several phases are stored together
 constexpr int64_t kTaskPositions = 256;  // positions whose accumulators stay in the second-level cache: 256 x 64 x 4 B = 64 KiB
 
 int64_t source_positions(const Gather& g) { return g.batch * g.axis[0].source_size * g.axis[1].source_size * g.axis[2].source_size; }
@@ -96,7 +96,8 @@ class ChannelsRun {
       : g_(g), panels_(panels), shapes_(shapes), rows_(rows), k_(tiles<T>(kernels)), zeros_(size_t(g.channels), T(0)) {
     for (size_t s = 0; s < panels.sets().size(); ++s) {
       const PanelSet& set = panels.sets()[s];
-      const int64_t positions = g.batch * volume(set_positions(set.phases)), ranges = ceil_div(positions, kTaskPositions);
+      extents_.push_back(set_positions(set.phases));
+      const int64_t positions = g.batch * volume(extents_[s]), ranges = ceil_div(positions, kTaskPositions);
       for (size_t t = 0; t < set.tiles.size(); ++t) {
         widest_ = std::max(widest_, set.tiles[t].width);
         for (int64_t group = 0; group < g.groups; ++group)
@@ -115,8 +116,7 @@ class ChannelsRun {
     const Task& task = tasks_[size_t(index)];
     const PanelSet& set = panels_.sets()[task.set];
     const ColumnTile& tile = set.tiles[task.tile];
-    const std::array<int64_t, 3> extent = set_positions(set.phases);
-    const std::vector<Place> places = places_of(task, extent);
+    const std::vector<Place> places = places_of(task, extents_[task.set]);
     const int64_t tile_rows = shapes_[task.set].rows;
     std::vector<const T*> pointers(size_t(set.phases.taps * tile_rows));
     std::vector<int64_t> lane_offset(size_t(set.phases.taps));
@@ -208,14 +208,18 @@ class ChannelsRun {
     const View& target = g_.target;
     const int64_t members = int64_t(set.phases.members.size());
     std::vector<int64_t> offset(size_t(tile.count));
-    std::array<int64_t, 3> shortest = set_positions(set.phases);
+    std::array<int64_t, 3> shortest = extents_[task.set];
+    int64_t member = tile.begin % members, channel = (task.group * g_.columns + tile.begin / members) * target.stride[1];
     for (int64_t m = 0; m < tile.count; ++m) {
-      const Combo& combo = set.phases.members[size_t((tile.begin + m) % members)];
-      offset[size_t(m)] = (task.group * g_.columns + (tile.begin + m) / members) * target.stride[1];
+      const Combo& combo = set.phases.members[size_t(member)];
+      offset[size_t(m)] = channel;
       for (size_t a = 0; a < 3; ++a) {
         offset[size_t(m)] += combo[a]->first * target.stride[a + 2];
         shortest[a] = std::min(shortest[a], combo[a]->count);
       }
+      if (++member < members) continue;
+      member = 0;
+      channel += target.stride[1];
     }
     bool contiguous = true;
     for (size_t m = 1; m < offset.size(); ++m) contiguous = contiguous && offset[m] == offset[0] + int64_t(m);
@@ -273,6 +277,7 @@ class ChannelsRun {
   const TileKernels<T>& k_;
   std::vector<T> zeros_;
   std::vector<Task> tasks_;
+  std::vector<std::array<int64_t, 3>> extents_;  // of each set, in positions
   int64_t widest_ = 0;
 };
 
@@ -303,7 +308,8 @@ std::vector<PanelSet> part_of(const std::vector<PanelSet>& sets, int64_t slab, i
 template <class T>
 class ChannelsPlan : public Plan {
  public:
-  std::vector<TileShape> shapes;  // of each phase set
+  std::vector<PhaseSet> sets;  // of the axes that the plan was made for, which live as long
+  std::vector<TileShape> shapes;
 
   void run(const Gather&, const Options&, const Kernels&, int64_t chunk) const override;
   std::string describe() const override {
@@ -321,14 +327,14 @@ constexpr int64_t kSlabBytes = int64_t(8) << 20;
 template <class T>
 void ChannelsPlan<T>::run(const Gather& g, const Options& options, const Kernels& kernels, int64_t chunk) const {
   const TileKernels<T>& k = tiles<T>(kernels);
-  std::vector<PanelSet> sets;
+  std::vector<PanelSet> panel_sets;
   int64_t elements = 0, most_tiles = 1;
-  for (PhaseSet& set : phase_sets(g)) {
+  for (const PhaseSet& set : sets) {
     const int64_t columns = int64_t(set.members.size()) * g.columns;
-    const int64_t width = shapes[sets.size()].vectors * k.lanes;
-    sets.push_back({std::move(set), cut_columns(columns, ceil_div(columns, width), k.lanes), 0});
-    elements += g.groups * sets.back().padded_columns() * g.channels * sets.back().phases.taps;
-    most_tiles = std::max(most_tiles, int64_t(sets.back().tiles.size()));
+    const int64_t width = shapes[panel_sets.size()].vectors * k.lanes;
+    panel_sets.push_back({set, cut_columns(columns, ceil_div(columns, width), k.lanes), 0});
+    elements += g.groups * panel_sets.back().padded_columns() * g.channels * set.taps;
+    most_tiles = std::max(most_tiles, int64_t(panel_sets.back().tiles.size()));
   }
 
   const View& s = g.source;
@@ -345,7 +351,7 @@ void ChannelsPlan<T>::run(const Gather& g, const Options& options, const Kernels
   const int64_t bytes = elements * int64_t(sizeof(T));
   const auto slabs_of = [&](int64_t slab_bytes) { return options.packed ? 1 : std::clamp<int64_t>(ceil_div(bytes, slab_bytes), 1, most_tiles); };
   const auto run_slab = [&](int64_t slab, int64_t slabs, const Options& with) {
-    Panels panels(g, part_of(sets, slab, slabs), chunk);
+    Panels panels(g, part_of(panel_sets, slab, slabs), chunk);
     panels.fill<T>(with, kernels);
     const ChannelsRun<T> run(g, panels, shapes, rows, kernels);
     run_tasks<T>(run.tasks(), run.scratch_size(), with, [&](int64_t task, T* scratch) { run.run(task, scratch); });
@@ -371,7 +377,8 @@ std::unique_ptr<Plan> plan_channels(const Gather& g, const PlanContext& context)
   const int64_t width = g.axis[2].source_size;
   double cycles = context.source_is_rows ? 0 : source * kTransposedElement * double(ceil_div(width, k.lanes) * k.lanes) / double(width);
   int64_t tasks = 0;
-  for (const PhaseSet& set : phase_sets(g)) {
+  plan->sets = phase_sets(g);
+  for (const PhaseSet& set : plan->sets) {
     const int64_t columns = int64_t(set.members.size()) * g.columns, positions = g.batch * volume(set_positions(set));
     const TileShape shape = tile_shape<T>(k, columns, positions, read_cycles<T>(source));
     const int64_t column_tiles = ceil_div(columns, shape.vectors * k.lanes);

@@ -335,6 +335,7 @@ bool col2im_applies(const Problem& p) {
 bool col2im_pays(const Gather& g, int64_t lanes) {
   const Col2imPrices& price = kCol2imPrices;
   const double taps = double(work_of(g).taps);
+  if (taps == 0 || g.columns == 0) return false;
   double samples = 1, targets = 1;
   for (const AxisPlan& a : g.axis) {
     samples *= double(a.source_size);
@@ -355,7 +356,7 @@ bool col2im_pays(const Gather& g, int64_t lanes) {
   const double multiply = 0.5 * taps * channels * columns * samples / double(lanes), store = price.stored * targets * columns;
   const double added = price.added * taps * columns * vectors * double(ceil_div(g.channels, equal_chunk(g.channels)));
   const double col2im = multiply + added + price.packed * channels * samples + price.panels * taps * columns * channels * planes + store;
-  // Columns that share their samples: of all taps where the kernel is the stride.
+  // Columns that share their samples: of all taps where targets do not overlap.
   const double together = apart ? taps * columns : columns, rows = std::min(together, std::max(columns, double(kMaxRows)));
   const double few = price.few * std::min(1.0, channels / price.few_channels) / (rows + 0.7);
   const double missed = std::min(std::ceil(together / double(lanes)) * double(lanes) / together - 1, price.missed * channels);

@@ -24,8 +24,8 @@ std::vector<char> reached_targets(const AxisPlan& a) {
   return reached;
 }
 
-// Writes the bias into the rows that no tap reaches (kernel < stride, common factors of stride and dilation); into all rows where the plan
-// leaves gaps within rows, or where there is no plan.
+// Writes the bias into the rows that no tap reaches (kernel < stride, common factors of stride and dilation, one sample with a dilation); into all rows where
+// the plan leaves gaps within rows, or where there is no plan.
 template <class T>
 void fill_bias(const Gather& g, bool all, const Options& options, const Kernels& kernels) {
   const TileKernels<T>& k = tiles<T>(kernels);

@@ -7,7 +7,8 @@
 //
 //     target[first + j*target_step] = sum over the phase's taps of source[(j + tap.offset)*source_step + tap.source_phase] * w[tap.kernel]
 //
-// forward:        target = output, target_step = stride, one source phase.    input_grad: source = grad_output, source_step = stride.
+// forward:        target = output, target_step = stride (of an axis of one sample: at least output), one source phase.
+// input_grad:     source = grad_output, source_step = stride.
 #pragma once
 
 #include <algorithm>
@@ -41,7 +42,7 @@ struct Phase {
 };
 
 constexpr int64_t kMostEmptyPhases = 8;
-constexpr int64_t kMostLoneTaps = 16;  // more phases along each of three axes would take longer to plan than they save
+constexpr int64_t kMostLoneTaps = 8;  // with more, the phases of all axes, 16^3, would take longer to go through than they save
 
 struct AxisPlan {
   std::vector<Phase> phases;  // those with taps and targets, and along w a few without taps
@@ -58,13 +59,14 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return -floor_div(-a, b); }
 inline int64_t source_of(const AxisPlan& axis, const Tap& tap, int64_t j) { return (j + tap.offset) * axis.source_step + tap.source_phase; }
 
 // `whole_rows`: targets that no tap reaches become phases without taps, so that rows along this axis are stored once and whole.
-// `apart`: the axis of one sample has a phase for every tap, as if the stride were no shorter than the output; in phases of the stride all taps but one
-// would read outside (512 to 512 channels, 1^3 to 4^3: 15 ms instead of 77). An axis that the two-tap method pairs keeps its phases.
-inline AxisPlan forward_axis(const Axis& a, bool whole_rows, bool apart = true) {
+// `lone_taps_apart`: an axis of one sample has a phase for every tap that reaches a target, as if the stride were no shorter than the output; in phases of
+// the stride all taps but one would read outside (512 to 512 channels, 1^3 to 4^3: 15 ms instead of 77). An axis that the two-tap method pairs keeps its
+// phases.
+inline AxisPlan forward_axis(const Axis& a, bool whole_rows, bool lone_taps_apart = true) {
   AxisPlan plan;
   plan.source_size = a.input;
   plan.target_size = a.output;
-  const bool lone = apart && a.input == 1 && a.kernel <= kMostLoneTaps;
+  const bool lone = lone_taps_apart && a.input == 1 && a.kernel <= kMostLoneTaps;
   const int64_t stride = lone ? std::max(a.stride, a.output) : a.stride;
   plan.target_step = stride;
   int64_t reached = 0;

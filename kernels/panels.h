@@ -72,7 +72,7 @@ class Panels {
   void pack_tile(T* to, const Kernels& kernels, const PanelSet& set, int64_t group, const ColumnTile& tile, int64_t channel) const;
   bool columns_lie_in_rows(const PanelSet& set) const;
   template <class T>
-  void pack_rows(T* to, const Kernels& kernels, const PanelSet& set, int64_t group, int64_t channel) const;
+  void pack_rows(T* to, const Kernels& kernels, const PanelSet& set, int64_t group, int64_t channel, int64_t rows) const;
   template <class T>
   void pack_all_kernels(T* to, const Kernels& kernels, int64_t group, size_t tile, int64_t channel) const;
   bool kernels_at_once() const;

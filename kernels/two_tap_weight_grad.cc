@@ -574,7 +574,7 @@ std::unique_ptr<WeightGradPlan> plan_two_tap_weight_grad(const Problem& p, const
     if (everywhere && method != most) return;
     TransformedAxes axes = transformed(plans, method);
     for (const TransformedAxis& a : axes)
-      if (a.most_shift - a.least_shift > kMostHalo) return;
+      if (a.most_shift - a.least_shift > kMostHalo || grad_axis(a).reach > kMostHalo) return;
     auto plan = std::make_unique<TwoTapWeightGrad<T>>(p, std::move(axes), kernels);
     if (plan->cycles < (best ? best->cycles : std::numeric_limits<double>::infinity())) best = std::move(plan);
   });

@@ -96,22 +96,21 @@ def test_a_part_of_a_whole_that_no_tap_reaches_is_its_bias() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "columns", "kernel"),
+    ("shape", "columns", "kernel", "stride"),
     [
-        ((1, 256, 1, 1, 4096), 1, (1, 1, 7)),  # rows are not cut
-        ((1, 256, 1, 2, 64), 1, (1, 1, 7)),  # nothing to share among threads
-        ((1, 768, 8, 8, 8), 3, (8, 8, 8)),  # without overlap the direct method has as many columns
-        ((1, 64, 16, 16, 16), 4, (2, 2, 2)),  # the same, of 32 columns
-        ((1, 0, 8, 8, 8), 1, (3, 3, 3)),
+        ((1, 256, 1, 1, 4096), 1, (1, 1, 7), 1),  # rows are not cut
+        ((1, 256, 1, 2, 64), 1, (1, 1, 7), 1),  # nothing to share among threads
+        ((1, 768, 8, 8, 8), 3, (8, 8, 8), 8),  # without overlap the direct method has as many columns
+        ((1, 64, 16, 16, 16), 4, (2, 2, 2), 2),  # the same, of 32 columns
+        ((1, 0, 8, 8, 8), 1, (3, 3, 3), 1),
     ],
 )
 def test_layers_that_it_would_slow_down_are_left_to_the_direct_method(
-    shape: tuple[int, ...], columns: int, kernel: tuple[int, int, int]
+    shape: tuple[int, ...], columns: int, kernel: tuple[int, int, int], stride: int
 ) -> None:
     _core.set_algorithm("automatic")
-    stride = kernel if kernel[0] > 1 and kernel[0] % 2 == 0 else (1, 1, 1)
-    size = tuple((n - 1) * s + k for n, s, k in zip(shape[2:], stride, kernel, strict=True))
-    g = Geometry(shape[2:], kernel, stride, (1, 1, 1), (0, 0, 0), size, 1)
+    size = tuple((n - 1) * stride + k for n, k in zip(shape[2:], kernel, strict=True))
+    g = Geometry(shape[2:], kernel, (stride,) * 3, (1, 1, 1), (0, 0, 0), size, 1)
     assert _engine.method_of(shape, (shape[1], columns, *kernel), g, np.dtype("float32")) == (0, 0, 0)
 
 

@@ -129,7 +129,7 @@ struct RowStore {
   int64_t phases, step, rows;
   T bias;
   bool stream;    // past the cache
-  int64_t ahead;  // elements from these rows to the ones that the next call stores, fetched meanwhile; 0: there are none
+  int64_t ahead;  // elements from these rows to the next channel's, which are stored soon and fetched meanwhile; 0: there are none
 };
 
 // Accumulators to positions with channels last: out[p*step + m] = bias[m] + c[m*ld + p] (store_positions, which reads whole vectors past n) or
