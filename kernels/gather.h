@@ -48,6 +48,11 @@ inline int64_t rows_at_once(const View& v, int64_t width, int64_t rows) {
   return v.stride[3] == width * v.stride[4] ? std::clamp<int64_t>(ceil_div(kPositions, std::max<int64_t>(width, 1)), 1, std::max<int64_t>(rows, 1)) : 1;
 }
 
+// Where a kernel's element lies, from its first one.
+inline int64_t kernel_element(const Gather& g, const Tap& d, const Tap& h, const Tap& w) {
+  return d.kernel * g.weight_tap[0] + h.kernel * g.weight_tap[1] + w.kernel * g.weight_tap[2];
+}
+
 // The elements of a kernel lie side by side.
 inline bool has_dense_kernel(const Gather& g) {
   return g.weight_tap[2] == 1 && g.weight_tap[1] == g.weight_kernel[2] && g.weight_tap[0] == g.weight_kernel[1] * g.weight_kernel[2];

@@ -42,7 +42,7 @@ struct Phase {
 };
 
 constexpr int64_t kMostEmptyPhases = 8;
-constexpr int64_t kMostLoneTaps = 8;  // with more, the phases of all axes, 16^3, would take longer to go through than they save
+constexpr int64_t kMostLoneTaps = 8;  // 8^3 phases: with many more, going through them would take longer than they save
 
 struct AxisPlan {
   std::vector<Phase> phases;  // those with taps and targets, and along w a few without taps

@@ -81,7 +81,7 @@ void Panels::pack_all_kernels(T* to, const Kernels& kernels, int64_t group, size
   std::vector<int64_t> element_offset(size_t(volume), -1);
   for (const PanelSet& set : sets_)
     for_each_tap(set.phases.members[0], [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) {
-      element_offset[size_t(kernel_element(d, h, w))] = offset(set, group, tile, channel) + t * channels * tile.width;
+      element_offset[size_t(kernel_element(g_, d, h, w))] = offset(set, group, tile, channel) + t * channels * tile.width;
     });
   const KernelPack<T> job{to,
                           g_.weight.at(group * g_.weight_group + channel * g_.weight_channel + tile.begin * g_.weight_column),
@@ -103,7 +103,7 @@ void Panels::pack_tile(T* to, const Kernels& kernels, const PanelSet& set, int64
     const int64_t column = tile.begin + m;
     column_offset[size_t(m)] = column / members * g_.weight_column;
     for_each_tap(set.phases.members[size_t(column % members)],
-                 [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) { tap_offset[size_t(t * columns + m)] = kernel_element(d, h, w); });
+                 [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) { tap_offset[size_t(t * columns + m)] = kernel_element(g_, d, h, w); });
   }
   const WeightPack<T> job{to + offset(set, group, tile, channel),
                           g_.weight.at(group * g_.weight_group + channel * g_.weight_channel),
@@ -123,7 +123,7 @@ bool Panels::columns_lie_in_rows(const PanelSet& set) const {
   bool in_order = true;
   int64_t member = 0;
   for (const Combo& combo : set.phases.members)
-    for_each_tap(combo, [&](int64_t, const Tap& d, const Tap& h, const Tap& w) { in_order = in_order && kernel_element(d, h, w) == member++; });
+    for_each_tap(combo, [&](int64_t, const Tap& d, const Tap& h, const Tap& w) { in_order = in_order && kernel_element(g_, d, h, w) == member++; });
   return in_order;
 }
 

@@ -64,9 +64,6 @@ class Panels {
     const int64_t depth = g_.channels * set.phases.taps;
     return set.base + group * set.padded_columns() * depth + tile.start * depth + tile.width * set.phases.taps * channel;
   }
-  int64_t kernel_element(const Tap& d, const Tap& h, const Tap& w) const {
-    return d.kernel * g_.weight_tap[0] + h.kernel * g_.weight_tap[1] + w.kernel * g_.weight_tap[2];
-  }
   PackedPanels::Key key(int64_t element_size) const;
   template <class T>
   void pack_tile(T* to, const Kernels& kernels, const PanelSet& set, int64_t group, const ColumnTile& tile, int64_t channel) const;

@@ -202,8 +202,7 @@ class PhasedRun {
       for (int fh = 0; fh < rows_h; ++fh)
         for (int fw = 0; fw < rows_w; ++fw)
           for (int64_t m = 0; m < p_.columns; ++m) {
-            group.kernel.push_back(td.kernel * g_.weight_tap[0] + group.h[size_t(fh)]->taps[th].kernel * g_.weight_tap[1] +
-                                   w[size_t(fw)].taps[tw].kernel * g_.weight_tap[2]);
+            group.kernel.push_back(kernel_element(g_, td, group.h[size_t(fh)]->taps[th], w[size_t(fw)].taps[tw]));
             group.column.push_back(m * g_.weight_column);
           }
     });
