@@ -16,7 +16,7 @@ namespace {
 template <class T>
 struct Rows {
   const T* data;
-  int64_t image, depth, row, position;  // strides
+  int64_t image, depth, row, position, group;  // strides
 };
 
 constexpr int64_t kMaxCopiedBytes = int64_t(32) << 20;
@@ -112,11 +112,18 @@ class ChannelsRun {
   int64_t tasks() const { return int64_t(tasks_.size()); }
   int64_t scratch_size() const { return (kTaskPositions + kMaxPointerRows) * widest_; }
 
-  void run(int64_t index, T* c) const {
+  // Elements of a task's sums.
+  int64_t sums(int64_t index) const {
+    const Task& task = tasks_[size_t(index)];
+    return (task.end - task.begin) * panels_.sets()[task.set].tiles[task.tile].width;
+  }
+
+  // c[position][column] = the products of all channels, or with `accumulate` += them.
+  void multiply(int64_t index, bool accumulate, T* c) const {
     const Task& task = tasks_[size_t(index)];
     const PanelSet& set = panels_.sets()[task.set];
     const ColumnTile& tile = set.tiles[task.tile];
-    const std::vector<Place> places = places_of(task, extents_[task.set]);
+    const std::vector<Place> places = places_of(task);
     const int64_t tile_rows = shapes_[task.set].rows;
     std::vector<const T*> pointers(size_t(set.phases.taps * tile_rows));
     std::vector<int64_t> lane_offset(size_t(set.phases.taps));
@@ -129,19 +136,34 @@ class ChannelsRun {
       job.steps = channels;
       job.row_step = 1;
       job.lane_step = job.ldc = tile.width;
-      job.accumulate = channel > 0;
+      job.accumulate = accumulate || channel > 0;
       for (int64_t p = task.begin; p < task.end; p += tile_rows) {
         const int64_t rows = std::min(tile_rows, task.end - p);
         job.segments = 0;
         for_each_tap(set.phases.members[0], [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) {
-          if (!aim(&pointers[size_t(job.segments * rows)], &places[size_t(p - task.begin)], rows, task.group * g_.channels + channel, d, h, w)) return;
+          if (!aim(&pointers[size_t(job.segments * rows)], &places[size_t(p - task.begin)], rows, task.group * rows_.group + channel, d, h, w)) return;
           lane_offset[size_t(job.segments++)] = t * channels * tile.width;
         });
         job.c = c + (p - task.begin) * tile.width;
         k_.pointer[tile.width / k_.lanes][rows](job);
       }
     }
-    store(task, set, tile, places, c);
+  }
+
+  void store(int64_t index, const T* c) const {
+    const Task& task = tasks_[size_t(index)];
+    const PanelSet& set = panels_.sets()[task.set];
+    const ColumnTile& tile = set.tiles[task.tile];
+    const std::vector<Place> places = places_of(task);
+    const int64_t members = int64_t(set.phases.members.size());
+    std::vector<T> bias(size_t(tile.count), T(0));
+    if (g_.bias)
+      for (int64_t m = 0; m < tile.count; ++m)
+        k_.load_run(&bias[size_t(m)], 1, g_.bias->at((task.group * g_.columns + (tile.begin + m) / members) * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
+    if (members > 1)
+      store_by_position(task, set, tile, places, c, bias.data());
+    else
+      store_by_column(task, set, tile, places, c, bias.data());
   }
 
  private:
@@ -152,7 +174,8 @@ class ChannelsRun {
 
   // The image runs fastest, so that a tile of a large batch holds one place and leaves out the taps that miss it. Counted on from the first: four
   // divisions for each position of each column tile were a tenth of nnunet_320_320_4.
-  std::vector<Place> places_of(const Task& task, const std::array<int64_t, 3>& extent) const {
+  std::vector<Place> places_of(const Task& task) const {
+    const std::array<int64_t, 3>& extent = extents_[task.set];
     std::vector<Place> places(size_t(task.end - task.begin));
     const int64_t q = task.begin / g_.batch;
     Place at{task.begin % g_.batch, q / (extent[1] * extent[2]), q / extent[2] % extent[1], q % extent[2]};
@@ -188,18 +211,6 @@ class ChannelsRun {
       any = any || found;
     }
     return any;
-  }
-
-  void store(const Task& task, const PanelSet& set, const ColumnTile& tile, const std::vector<Place>& places, const T* c) const {
-    const int64_t members = int64_t(set.phases.members.size());
-    std::vector<T> bias(size_t(tile.count), T(0));
-    if (g_.bias)
-      for (int64_t m = 0; m < tile.count; ++m)
-        k_.load_run(&bias[size_t(m)], 1, g_.bias->at((task.group * g_.columns + (tile.begin + m) / members) * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
-    if (members > 1)
-      store_by_position(task, set, tile, places, c, bias.data());
-    else
-      store_by_column(task, set, tile, places, c, bias.data());
   }
 
   // Several phases in a row of the tile: their targets are neighbours, so a position's columns are written together. Where phases differ
@@ -295,14 +306,37 @@ void copy_rows(const Gather& g, const TileKernels<T>& k, T* to, const Options& o
 }
 
 // The sets with the column tiles of one slab of several.
-std::vector<PanelSet> part_of(const std::vector<PanelSet>& sets, int64_t slab, int64_t slabs) {
-  std::vector<PanelSet> part = sets;
-  for (PanelSet& set : part) {
-    const int64_t count = int64_t(set.tiles.size()), first = slab * count / slabs, last = (slab + 1) * count / slabs;
-    set.tiles = {set.tiles.begin() + first, set.tiles.begin() + last};
-    for (size_t t = set.tiles.size(); t-- > 0;) set.tiles[t].start -= set.tiles[0].start;
+std::vector<PanelSet> part_of(std::vector<PanelSet> sets, int64_t slab, int64_t slabs) {
+  for (PanelSet& set : sets) set.tiles = slab_of(set.tiles, slab, slabs);
+  return sets;
+}
+
+// One thread packs the weights of a chunk of channels and uses them at once, from its second-level cache, while all sums wait.
+template <class T>
+void run_by_chunk(const Gather& g, const std::vector<PanelSet>& sets, const std::vector<TileShape>& shapes, const Rows<T>& all, const Kernels& kernels,
+                  int64_t chunk) {
+  const Options alone;
+  std::unique_ptr<Scratch> sums;
+  for (int64_t channel = 0; channel < g.channels; channel += chunk) {
+    Gather part = with_axes(g, g.axis);
+    part.channels = std::min(chunk, g.channels - channel);
+    part.weight.data = g.weight.at(channel * g.weight_channel);
+    Rows<T> rows = all;
+    rows.data += channel;
+    Panels panels(part, sets, chunk);
+    panels.fill<T>(alone, kernels);
+    const ChannelsRun<T> run(part, panels, shapes, rows, kernels);
+    int64_t size = 0;
+    if (!sums) {
+      for (int64_t task = 0; task < run.tasks(); ++task) size += run.sums(task);
+      sums = std::make_unique<Scratch>(size_t(size + run.scratch_size()) * sizeof(T));
+    }
+    T* c = reinterpret_cast<T*>(sums->data());
+    for (int64_t task = 0; task < run.tasks(); c += run.sums(task++)) {
+      run.multiply(task, channel > 0, c);
+      if (channel + chunk >= g.channels) run.store(task, c);
+    }
   }
-  return part;
 }
 
 template <class T>
@@ -319,33 +353,29 @@ class ChannelsPlan : public Plan {
   }
 };
 
-// Weights that are packed anew on each call go in slabs of column tiles that stay in the caches between packing and use, and whose memory
-// stays with the idle scratch: 268 MB of fresh panels took three times as long as the products. Best in the second-level cache of the thread that
-// packs them (input gradients on two threads, ms: pix2vox_l1 30 to 20, 3dgan_l1 10 to 7), else shared by all.
-constexpr int64_t kSlabBytes = int64_t(8) << 20;
-
 template <class T>
 void ChannelsPlan<T>::run(const Gather& g, const Options& options, const Kernels& kernels, int64_t chunk) const {
   const TileKernels<T>& k = tiles<T>(kernels);
   std::vector<PanelSet> panel_sets;
-  int64_t elements = 0, most_tiles = 1;
+  int64_t elements = 0, sums = 0, most_tiles = 1;
   for (const PhaseSet& set : sets) {
     const int64_t columns = int64_t(set.members.size()) * g.columns;
     const int64_t width = shapes[panel_sets.size()].vectors * k.lanes;
     panel_sets.push_back({set, cut_columns(columns, ceil_div(columns, width), k.lanes), 0});
     elements += g.groups * panel_sets.back().padded_columns() * g.channels * set.taps;
+    sums += g.batch * g.groups * volume(set_positions(set)) * panel_sets.back().padded_columns();
     most_tiles = std::max(most_tiles, int64_t(panel_sets.back().tiles.size()));
   }
 
   const View& s = g.source;
-  Rows<T> rows{static_cast<const T*>(s.data), s.stride[0], s.stride[2], s.stride[3], s.stride[4]};
+  Rows<T> rows{static_cast<const T*>(s.data), s.stride[0], s.stride[2], s.stride[3], s.stride[4], g.channels};
   std::unique_ptr<Scratch> copy;
   if (!is_rows<T>(s)) {
     const int64_t position = g.groups * g.channels, row = position * g.axis[2].source_size, depth = row * g.axis[1].source_size;
     copy = std::make_unique<Scratch>(size_t(source_positions(g) * position) * sizeof(T));
     T* to = reinterpret_cast<T*>(copy->data());
     copy_rows<T>(g, k, to, options);
-    rows = {to, depth * g.axis[0].source_size, depth, row, position};
+    rows = {to, depth * g.axis[0].source_size, depth, row, position, g.channels};
   }
 
   const int64_t bytes = elements * int64_t(sizeof(T));
@@ -354,12 +384,23 @@ void ChannelsPlan<T>::run(const Gather& g, const Options& options, const Kernels
     Panels panels(g, part_of(panel_sets, slab, slabs), chunk);
     panels.fill<T>(with, kernels);
     const ChannelsRun<T> run(g, panels, shapes, rows, kernels);
-    run_tasks<T>(run.tasks(), run.scratch_size(), with, [&](int64_t task, T* scratch) { run.run(task, scratch); });
+    run_tasks<T>(run.tasks(), run.scratch_size(), with, [&](int64_t task, T* sums) {
+      run.multiply(task, false, sums);
+      run.store(task, sums);
+    });
   };
+  // Best in the second-level cache of the thread that packs them (input gradients on two threads, ms: pix2vox_l1 30 to 20, 3dgan_l1 10 to 7), else shared.
   const int64_t slabs = slabs_of(int64_t(cache_bytes()) / 2);
-  if (slabs >= 2 * options.threads && bytes / slabs <= kSlabBytes) {
+  const bool by_chunk = g.channels > chunk && sums / slabs * int64_t(sizeof(T)) <= int64_t(cache_bytes()) / 4;
+  if (slabs >= 2 * options.threads && (by_chunk || bytes / slabs <= kSlabBytes)) {
     const Options alone;
-    parallel_for(slabs, options.threads, [&](int64_t slab, int) { run_slab(slab, slabs, alone); }, options.stop);
+    const auto pack_and_run = [&](int64_t slab, int) {
+      if (by_chunk)
+        run_by_chunk<T>(g, part_of(panel_sets, slab, slabs), shapes, rows, kernels, chunk);
+      else
+        run_slab(slab, slabs, alone);
+    };
+    parallel_for(slabs, options.threads, pack_and_run, options.stop);
   } else {
     const int64_t shared = slabs_of(kSlabBytes);
     for (int64_t slab = 0; slab < shared; ++slab) run_slab(slab, shared, options);

@@ -551,29 +551,33 @@ static inline void transpose_block(const S* src, int64_t src_stride, int64_t row
 // Fewer rows or columns than these are moved element by element: the transposition of a block takes as long for one as for all.
 constexpr int kFewRows = 4;
 
+// Columns outermost where they lie farther apart than channels: rows a power of two apart, more than the ways of a cache, throw each other's lines out
+// before these are used. Input gradient of pix2vox_l1, two threads: 36 to 30 ms.
 template <class T>
 static void pack_kernels(const KernelPack<T>& a, DType dtype) {
   with_stored<T>(dtype, [&](auto s) {
     using S = decltype(s);
-    for (int64_t i = 0; i < a.channels; ++i) {
-      T* const to = a.dst + i * a.width;
-      const int64_t from = i * a.channel_stride;
-      int64_t m = 0;
-      if constexpr (sizeof(S) == sizeof(T))
-        for (; m < a.columns && a.kernel >= kFewRows; m += kLanes<T>) {
-          const T* const src = static_cast<const T*>(a.src) + from + m * a.column_stride;
-          const int64_t rows = a.columns - m < kLanes<T> ? a.columns - m : kLanes<T>, stored = a.width - m < kLanes<T> ? a.width - m : kLanes<T>;
-          for (int64_t k = 0; k < a.kernel; k += kLanes<T>)
-            transpose_block<T>(src + k, a.column_stride, rows, a.kernel - k < kLanes<T> ? a.kernel - k : kLanes<T>, stored, a.channel_stride,
-                               [&](int j) { return a.element_offset[k + j] < 0 ? nullptr : to + a.element_offset[k + j] + m; });
-        }
-      for (; m < a.columns; ++m)
-        for (int64_t k = 0; k < a.kernel; ++k)
-          if (a.element_offset[k] >= 0) to[a.element_offset[k] + m] = widen(read<S>(a.src, from + m * a.column_stride + k));
-      for (; m < a.width; ++m)
-        for (int64_t k = 0; k < a.kernel; ++k)
-          if (a.element_offset[k] >= 0) to[a.element_offset[k] + m] = 0;
-    }
+    const auto pack = [&](int64_t i, int64_t m) {
+      T* const to = a.dst + i * a.width + m;
+      const S* const src = static_cast<const S*>(a.src) + i * a.channel_stride + m * a.column_stride;
+      const int64_t columns = a.columns - m < kLanes<T> ? a.columns - m : kLanes<T>, stored = a.width - m < kLanes<T> ? a.width - m : kLanes<T>;
+      const auto place = [&](int64_t k) { return a.element_offset[k] < 0 ? nullptr : to + a.element_offset[k]; };
+      if (sizeof(S) == sizeof(T) && a.kernel >= kFewRows) {
+        for (int64_t k = 0; k < a.kernel; k += kLanes<T>)
+          transpose_block<T>(src + k, a.column_stride, columns, a.kernel - k < kLanes<T> ? a.kernel - k : kLanes<T>, stored, a.channel_stride,
+                             [&](int j) { return place(k + j); });
+        return;
+      }
+      for (int64_t k = 0; k < a.kernel; ++k)
+        if (T* const panel = place(k))
+          for (int64_t c = 0; c < stored; ++c) panel[c] = c < columns ? widen(read<S>(src, c * a.column_stride + k)) : 0;
+    };
+    if (a.channel_stride < a.column_stride)
+      for (int64_t m = 0; m < a.width; m += kLanes<T>)
+        for (int64_t i = 0; i < a.channels; ++i) pack(i, m);
+    else
+      for (int64_t i = 0; i < a.channels; ++i)
+        for (int64_t m = 0; m < a.width; m += kLanes<T>) pack(i, m);
   });
 }
 

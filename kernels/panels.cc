@@ -32,6 +32,13 @@ std::vector<ColumnTile> cut_columns(int64_t columns, int64_t tiles, int64_t unit
   return cut;
 }
 
+std::vector<ColumnTile> slab_of(const std::vector<ColumnTile>& tiles, int64_t slab, int64_t slabs) {
+  const int64_t count = int64_t(tiles.size());
+  std::vector<ColumnTile> part(tiles.begin() + slab * count / slabs, tiles.begin() + (slab + 1) * count / slabs);
+  for (size_t t = part.size(); t-- > 0;) part[t].start -= part[0].start;
+  return part;
+}
+
 std::vector<PanelSet> phase_by_phase(const Gather& g, const std::vector<ColumnTile>& cut) {
   std::vector<PanelSet> sets;
   for (const Phase& d : g.axis[0].phases)

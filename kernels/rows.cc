@@ -188,10 +188,17 @@ class RowsRun {
 template <class T>
 void RowsPlan<T>::run(const Gather& g, const Options& options, const Kernels& kernels, int64_t chunk) const {
   const std::vector<ColumnTile> cut = cut_columns(g.columns, columns_cut, tiles<T>(kernels).lanes);
-  Panels panels(g, phase_by_phase(g, cut), chunk);
-  panels.fill<T>(options, kernels);
-  const RowsRun<T> run(g, *this, cut, panels, kernels);
-  run_tasks<T>(region.tasks(g), run.scratch_size(), options, [&](int64_t task, T* scratch) { run.run(task, scratch); });
+  const auto pack_and_run = [&](const std::vector<ColumnTile>& some, const Options& with) {
+    Panels panels(g, phase_by_phase(g, some), chunk);
+    panels.fill<T>(with, kernels);
+    const RowsRun<T> run(g, *this, some, panels, kernels);
+    run_tasks<T>(region.tasks(g), run.scratch_size(), with, [&](int64_t task, T* scratch) { run.run(task, scratch); });
+  };
+  const int64_t bytes = g.groups * (cut.back().start + cut.back().width) * g.channels * work_of(g).taps * int64_t(sizeof(T)), count = int64_t(cut.size());
+  const int64_t slabs = options.packed || bytes <= kMostIdleScratch ? 1 : std::min(ceil_div(bytes, kSlabBytes), count);
+  if (slabs < 2 * options.threads) return pack_and_run(cut, options);
+  const Options alone;
+  parallel_for(slabs, options.threads, [&](int64_t slab, int) { pack_and_run(slab_of(cut, slab, slabs), alone); }, options.stop);
 }
 
 }  // namespace

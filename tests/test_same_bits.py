@@ -50,6 +50,7 @@ CASES = {
     "one_channel_out": Case(2, (64, 1), 1, (6, 7, 21), (5, 5, 5), (3, 3, 3), (1, 1, 1), (2, 2, 2), (18, 21, 63)),
     "depthwise": Case(2, (12, 12), 12, (5, 9, 19), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (9, 17, 37)),
     "depthwise_wide": Case(2, (72, 72), 72, (5, 4, 9), (3, 5, 4), (2, 1, 2), (1, 1, 2), (1, 2, 1), (9, 5, 20)),
+    "groups_of_many_channels": Case(2, (520, 240), 2, (2, 1, 2), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (4, 2, 4)),
     "groups_dilation_holes": Case(2, (12, 15), 3, (4, 5, 13), (2, 3, 2), (3, 1, 5), (1, 2, 3), (2, 0, 1), (12, 11, 70)),
 }
 # Complex numbers are composed of real calls and have no bits of their own.
@@ -181,6 +182,25 @@ def test_every_tile_family_and_memory_format(active_isa: str, case: str, dtype: 
             arguments = (g.stride, g.dilation, g.crop_front, g.groups)
             _core.forward(layout(o.x), o.weight, o.bias, y, *arguments, family=family)
             _core.input_grad(layout(o.grad_output), o.weight, gx, *arguments, family=family)
+            results.append((y, gx))
+    for y, gx in results[1:]:
+        assert_same_bytes(results[0][0], y)
+        assert_same_bytes(results[0][1], gx)
+
+
+def test_weights_that_outgrow_the_idle_memory(active_isa: str) -> None:
+    """35 MB of them: packed by each thread for the columns that it goes on to compute."""
+    _core.set_algorithm("direct")
+    o = operands(Case(1, (512, 640), 1, (2, 3, 4), (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), (2, 3, 4)))
+    g = o.geometry
+    arguments = (g.stride, g.dilation, g.crop_front, g.groups)
+    results = []
+    for family in (_core.Family.spatial, _core.Family.rows, _core.Family.channels):
+        for threads in (1, 2):
+            tconv3d.set_num_threads(threads)
+            y, gx = np.full_like(o.grad_output, 77), np.full_like(o.x, 77)
+            _core.forward(o.x, o.weight, o.bias, y, *arguments, family=family)
+            _core.input_grad(o.grad_output, o.weight, gx, *arguments, family=family)
             results.append((y, gx))
     for y, gx in results[1:]:
         assert_same_bytes(results[0][0], y)
