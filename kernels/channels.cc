@@ -22,6 +22,7 @@ struct Rows {
 constexpr int64_t kMaxCopiedBytes = int64_t(32) << 20;
 constexpr double kPointerFactor = 1.15;  // against the other families on layers where both fit
 constexpr double kSegmentStart = 40;     // cycles to load a segment's pointers and fetch its rows: half of the time at 16 channels, nothing at 512
+constexpr double kFarElement = 2;        // of a copy that goes to memory and comes back
 constexpr double kStoredPosition = 60;   // cycles of a position in a column tile besides its columns, where several phases are stored together
 constexpr int64_t kTaskPositions = 256;  // positions whose accumulators stay in the second-level cache: 256 x 64 x 4 B = 64 KiB
 
@@ -416,7 +417,9 @@ std::unique_ptr<Plan> plan_channels(const Gather& g, const PlanContext& context)
   const double source = double(source_positions(g)) * double(g.groups * g.channels);
   // The copy moves whole vectors of positions.
   const int64_t width = g.axis[2].source_size;
-  double cycles = context.source_is_rows ? 0 : source * kTransposedElement * double(ceil_div(width, k.lanes) * k.lanes) / double(width);
+  const double copied =
+      kTransposedElement * double(ceil_div(width, k.lanes) * k.lanes) / double(width) + (source * sizeof(T) > kThirdLevelBytes ? kFarElement : 0);
+  double cycles = context.source_is_rows ? 0 : source * copied;
   int64_t tasks = 0;
   plan->sets = phase_sets(g);
   for (const PhaseSet& set : plan->sets) {

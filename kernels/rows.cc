@@ -23,7 +23,10 @@ class RowsPlan : public Plan {
   }
 };
 
-constexpr double kTapStart = 6;        // a tap of a tile: its two offsets. With 1 or 3 channels to a tap this family took 1.2 to 1.5 times as long without
+constexpr double kTapStart = 6;  // a tap of a tile: its two offsets. With 1 or 3 channels to a tap this family took 1.2 to 1.5 times as long without
+// A sum turned to its row of the target, in blocks of whole vectors. At half the price layers with kernel == stride took 1.1 times as long as with positions
+// on the lanes (320 to 48 channels, k(1,2,2); of 1200 layers and input gradients 30 change their family, and run 1.15 times as fast in the mean).
+constexpr double kTurnedSum = 0.75;
 constexpr double kPanelTraffic = 1.5;  // bytes from the second-level cache for each of a panel: the samples of short rows come from there as well
 // Panels that outgrow the third-level cache come from memory for each task, which threads share: 3dgan_l2, 33 MB for each of eight tasks, 61 ms where
 // the family `channels`, which reads them once, takes 49.
@@ -76,7 +79,8 @@ void price(RowsPlan<T>& p, const Gather& g, const Work& work, const Sums& n, con
     }
   }
   const int64_t tasks = p.region.tasks(g);
-  const double transposed = rows_of_tiles * double(g.columns) * (kPackedElement * double(p.region.block[2]) + kRowCall / double(k.lanes));
+  const double transposed =
+      rows_of_tiles * double(g.columns) * (kTurnedSum * double(ceil_div(p.region.block[2], k.lanes) * k.lanes) + kRowCall / double(k.lanes));
   const double panel_bytes = double(p.columns_cut * p.vectors * k.lanes * g.channels * work.taps) * sizeof(T);
   const double panels = panel_cycles(panel_bytes) * (panel_bytes < kThirdLevelBytes ? 1 : kLargePanelsFactor);
   p.cycles =
