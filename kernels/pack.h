@@ -151,6 +151,15 @@ static inline void put(S* out, Vec<T> v, int64_t n) {
   }
 }
 
+// kLanes of them past the cache.
+template <class T, class S>
+static inline void put_past_cache(S* out, Vec<T> v) {
+  if constexpr (sizeof(S) == sizeof(T))
+    store_past_cache(out, v);
+  else
+    store_past_cache(out, narrow_vector(v, S{}));
+}
+
 template <class S>
 static inline S read(const void* base, int64_t index) {
   S v;
@@ -397,12 +406,11 @@ static inline void store_interleaved(const T* const* c, S* out, int64_t elements
   constexpr int64_t kStep = Phases * kLanes<T>;
   int64_t i = 0;
   Vec<T> v[Phases];
-  if constexpr (sizeof(S) == sizeof(T))
-    if (stream && uintptr_t(out) % TCONV3D_VECTOR_BYTES == 0)
-      for (; Phases * i + kStep <= elements; i += kLanes<T>) {
-        interleave<T, Phases>(c, i, bias, v);
-        for (int p = 0; p < Phases; ++p) store_past_cache<T>(reinterpret_cast<T*>(out) + Phases * i + p * kLanes<T>, v[p]);
-      }
+  if (stream && uintptr_t(out) % TCONV3D_VECTOR_BYTES == 0)
+    for (; Phases * i + kStep <= elements; i += kLanes<T>) {
+      interleave<T, Phases>(c, i, bias, v);
+      for (int p = 0; p < Phases; ++p) put_past_cache<T, S>(out + Phases * i + p * kLanes<T>, v[p]);
+    }
   for (; Phases * i + kStep <= elements; i += kLanes<T>) {
     interleave<T, Phases>(c, i, bias, v);
     for (int p = 0; p < Phases; ++p) put<T, S>(out + Phases * i + p * kLanes<T>, v[p], kLanes<T>);

@@ -310,7 +310,7 @@ class PhasedRun {
     }
     job.bias = 0;
     if (g_.bias) k_.load_run(&job.bias, 1, g_.bias->at(channel * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
-    job.stream = region_.past_cache() && job.lead == 0 && target.element_size() == int64_t(sizeof(T));
+    job.stream = region_.past_cache() && job.lead == 0;
     k_.phased_rows[p_.phases_h][p_.vectors](job, target.dtype);
   }
 

@@ -31,14 +31,25 @@ static inline __attribute__((always_inline)) void store_whole(const Vec<T> (&eve
 }
 
 // The same past the cache, where a row is whole lines: no vector but for the row's own `elements`.
-template <class T, int Vectors>
-static inline __attribute__((always_inline)) void store_lines(const Vec<T> (&even)[Vectors], const Vec<T> (&odd)[Vectors], T bias, T* out, int64_t elements) {
+template <class T, class S, int Vectors>
+static inline __attribute__((always_inline)) void store_lines(const Vec<T> (&even)[Vectors], const Vec<T> (&odd)[Vectors], T bias, S* out, int64_t elements) {
 #pragma GCC unroll 8
   for (int v = 0; v < Vectors; ++v) {
     const Vec<T> x = even[v] + bias, y = odd[v] + bias;
-    if (2 * v * kLanes<T> < elements) store_past_cache<T>(out + 2 * v * kLanes<T>, zip<T, 0>(x, y));
-    if ((2 * v + 1) * kLanes<T> < elements) store_past_cache<T>(out + (2 * v + 1) * kLanes<T>, zip<T, 1>(x, y));
+    if (2 * v * kLanes<T> < elements) put_past_cache<T, S>(out + 2 * v * kLanes<T>, zip<T, 0>(x, y));
+    if ((2 * v + 1) * kLanes<T> < elements) put_past_cache<T, S>(out + (2 * v + 1) * kLanes<T>, zip<T, 1>(x, y));
   }
+}
+
+// `left` elements of a row, in whole vectors.
+template <class T, class S, int Vectors>
+static inline __attribute__((always_inline)) void store_vectors(const Vec<T> (&even)[Vectors], const Vec<T> (&odd)[Vectors], const PhasedRows<T>& a, int64_t at,
+                                                                int64_t left, bool lead) {
+  S* const out = static_cast<S*>(a.out) + at;
+  if (a.stream)
+    store_lines<T, S>(even, odd, a.bias, out, left);
+  else
+    store_whole<T, S>(even, odd, a.bias, out, lead);
 }
 
 // `elements` of a row and no byte past them.
@@ -72,15 +83,13 @@ static inline __attribute__((always_inline)) void store_row(const Vec<T> (&acc)[
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) x[v] = even[v], y[v] = odd[v];
     store_exactly<T, Vectors>(x, y, a, at, left, lead, dtype);
-  } else if (a.stream) {
-    store_lines<T>(even, odd, a.bias, static_cast<T*>(a.out) + at, left);
   } else if (dtype == kAccumulated<T>) {
-    store_whole<T, T>(even, odd, a.bias, static_cast<T*>(a.out) + at, lead);
+    store_vectors<T, T>(even, odd, a, at, left, lead);
   } else if constexpr (sizeof(T) == 4) {
     if (dtype == DType::float16)
-      store_whole<T, Half>(even, odd, a.bias, static_cast<Half*>(a.out) + at, lead);
+      store_vectors<T, Half>(even, odd, a, at, left, lead);
     else
-      store_whole<T, Brain>(even, odd, a.bias, static_cast<Brain*>(a.out) + at, lead);
+      store_vectors<T, Brain>(even, odd, a, at, left, lead);
   }
 }
 

@@ -53,18 +53,19 @@ static inline void keep_in_register(Vec<T>& v) {
 #endif
 }
 
-// A store to an aligned address that does not bring the line into the cache first; a plain store where there is none.
-template <class T>
-static inline void store_past_cache(T* p, Vec<T> v) {
+// A vector, or half of one, to an aligned address without bringing the line into the cache first; a plain store where there is none.
+template <class V>
+static inline void store_past_cache(void* p, V v) {
 #if defined(__AVX512F__)
-  _mm512_stream_ps(reinterpret_cast<float*>(p), reinterpret_cast<__m512>(v));
-#elif defined(__AVX__)
-  _mm256_stream_ps(reinterpret_cast<float*>(p), reinterpret_cast<__m256>(v));
-#elif defined(__SSE2__)
-  _mm_stream_ps(reinterpret_cast<float*>(p), reinterpret_cast<__m128>(v));
-#else
-  store<T>(p, v);
+  if constexpr (sizeof(V) == 64) return _mm512_stream_ps(static_cast<float*>(p), reinterpret_cast<__m512>(v));
 #endif
+#if defined(__AVX__)
+  if constexpr (sizeof(V) == 32) return _mm256_stream_ps(static_cast<float*>(p), reinterpret_cast<__m256>(v));
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(V) == 16) return _mm_stream_ps(static_cast<float*>(p), reinterpret_cast<__m128>(v));
+#endif
+  __builtin_memcpy(p, &v, sizeof v);
 }
 
 // The first n lanes, 0 < n <= kLanes, and no byte past them.
