@@ -67,14 +67,16 @@ inline int64_t tiles_within(double share, double bytes_of_one, int64_t tiles) {
 // What the methods cost beside each other: the two-tap method per vector of multiply-adds, per tap and position that a vector's rows are aimed at (layers of
 // one to four channels ran at half the direct method's rate without it), per vector of accumulators written, of samples combined and loaded, per target
 // stored, and per weight that a block of positions reads; the direct method per vector of multiply-adds, those on samples outside the image, and per weight;
-// `packed` per weight summed for a call (fresh memory where many). `gain`: what the two-tap method must promise. Fitted with AVX2 on Zen 3, to all axes of 130
-// layers in both directions, weights prepared and not: the choice loses 6.5 % forward and 9 % backward against the best of up to eight calls of each, a part of
-// it to noise.
+// `packed` per weight summed for a call (fresh memory where many). `gain`: what the two-tap method must promise, and where its weights are large. Fitted with
+// AVX2 on Zen 3, to all axes of 130 layers in both directions, weights prepared and not: the choice loses 6.5 % forward and 9 % backward against the best of
+// up to eight calls of each, a part of it to noise. Of 600 other layers 28 ran without the method for a gain of 1.22, prepared at 0.88 of the speed; with large
+// weights that are not prepared some take up to twice as long with it.
 struct TwoTapPrices {
   double multiply = 0.33, aimed = 0.7, written = 4.8, combined = 5.2, loaded = 9.3, stored = 1.06, panels = 0.22, packed = 1.1;
-  double direct = 0.46, outside = 0.08, direct_panels = 0.2, gain = 1.22;
+  double direct = 0.46, outside = 0.08, direct_panels = 0.2, gain = 1.08, large_gain = 1.22;
 };
 constexpr TwoTapPrices kTwoTap;
+constexpr double kLargePanel = 2e6;  // elements of packed weights that go to memory and come back
 // In the price of a block: a vector combined from the second-level cache, or of shared products added; the pointer to a position's samples.
 constexpr double kSampleVector = 3, kSharedVector = 2, kAimedRow = 3;
 constexpr double kMostTwoTapBytes = double(int64_t(4) << 20);  // samples of a task, loaded and combined
@@ -95,7 +97,7 @@ struct MethodWork {
 inline double method_cycles(const MethodWork& w, int64_t lanes) {
   const TwoTapPrices& price = kTwoTap;
   const double panel = w.sums * w.channels * w.columns;
-  const bool large = panel >= 2e6;
+  const bool large = panel >= kLargePanel;
   const double packed = price.packed * panel * (large ? 4.5 : 1.5);  // fresh memory: 4.6 cycles an element (tats_up0)
   // A block reads its panels once, and holds so many positions that its samples stay near: few where kinds and channels are many.
   const auto panels = [&](double positions) { return panel * std::max(1.0, w.positions / positions) * (large ? 0.8 : 0.25); };

@@ -326,6 +326,7 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
     inside *= taps;
     targets *= count;
   }
+  // With the gain that the method must promise.
   const auto cycles = [&](const Method& method) {
     const TransformedAxes axes = transformed(g.axis, method);
     const Volume v = volume_of(axes);
@@ -339,14 +340,15 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
       block[a] = std::min(block[a], axes[a].plan.positions);
     }
     if (method == kDirect) return method_cycles(work, lanes);
-    if (v.sums * double(g.groups * g.channels * g.columns) > kMostTwoTapPanel) return std::numeric_limits<double>::infinity();
+    const double panel = v.sums * double(g.channels * g.columns);
+    if (panel * double(g.groups) > kMostTwoTapPanel) return std::numeric_limits<double>::infinity();
     const SampleCounts samples = count_samples(axes, 1, block);
     const double positions = double(block[0] * block[1] * block[2]);
     work.combined = samples.combined / positions;
     work.loaded = samples.loaded / positions;
-    return method_cycles(work, lanes);
+    return method_cycles(work, lanes) * (panel < kLargePanel ? kTwoTap.gain : kTwoTap.large_gain);
   };
-  double least = cycles(kDirect) / kTwoTap.gain;
+  double least = cycles(kDirect);
   for_each_choice(most, [&](const Method& method) {
     const double c = cycles(method);
     if (c < least) {
