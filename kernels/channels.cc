@@ -119,12 +119,32 @@ class ChannelsRun {
     return (task.end - task.begin) * panels_.sets()[task.set].tiles[task.tile].width;
   }
 
+  // The positions of a task. The image runs fastest, so that a tile of a large batch holds one place and leaves out the taps that miss it. Counted on from the
+  // first: four divisions for each position of each column tile were a tenth of nnunet_320_320_4.
+  std::vector<Place> places(int64_t index) const {
+    const Task& task = tasks_[size_t(index)];
+    const std::array<int64_t, 3>& extent = extents_[task.set];
+    std::vector<Place> places(size_t(task.end - task.begin));
+    const int64_t q = task.begin / g_.batch;
+    Place at{task.begin % g_.batch, q / (extent[1] * extent[2]), q / extent[2] % extent[1], q % extent[2]};
+    for (Place& place : places) {
+      place = at;
+      if (++at[0] < g_.batch) continue;
+      at[0] = 0;
+      if (++at[3] < extent[2]) continue;
+      at[3] = 0;
+      if (++at[2] < extent[1]) continue;
+      at[2] = 0;
+      ++at[1];
+    }
+    return places;
+  }
+
   // c[position][column] = the products of all channels, or with `accumulate` += them.
-  void multiply(int64_t index, bool accumulate, T* c) const {
+  void multiply(int64_t index, const std::vector<Place>& places, bool accumulate, T* c) const {
     const Task& task = tasks_[size_t(index)];
     const PanelSet& set = panels_.sets()[task.set];
     const ColumnTile& tile = set.tiles[task.tile];
-    const std::vector<Place> places = places_of(task);
     const int64_t tile_rows = shapes_[task.set].rows;
     std::vector<const T*> pointers(size_t(set.phases.taps * tile_rows));
     std::vector<int64_t> lane_offset(size_t(set.phases.taps));
@@ -151,11 +171,10 @@ class ChannelsRun {
     }
   }
 
-  void store(int64_t index, const T* c) const {
+  void store(int64_t index, const std::vector<Place>& places, const T* c) const {
     const Task& task = tasks_[size_t(index)];
     const PanelSet& set = panels_.sets()[task.set];
     const ColumnTile& tile = set.tiles[task.tile];
-    const std::vector<Place> places = places_of(task);
     const int64_t members = int64_t(set.phases.members.size());
     std::vector<T> bias(size_t(tile.count), T(0));
     if (g_.bias)
@@ -172,26 +191,6 @@ class ChannelsRun {
     size_t set, tile;
     int64_t group, begin, end;
   };
-
-  // The image runs fastest, so that a tile of a large batch holds one place and leaves out the taps that miss it. Counted on from the first: four
-  // divisions for each position of each column tile were a tenth of nnunet_320_320_4.
-  std::vector<Place> places_of(const Task& task) const {
-    const std::array<int64_t, 3>& extent = extents_[task.set];
-    std::vector<Place> places(size_t(task.end - task.begin));
-    const int64_t q = task.begin / g_.batch;
-    Place at{task.begin % g_.batch, q / (extent[1] * extent[2]), q / extent[2] % extent[1], q % extent[2]};
-    for (Place& place : places) {
-      place = at;
-      if (++at[0] < g_.batch) continue;
-      at[0] = 0;
-      if (++at[3] < extent[2]) continue;
-      at[3] = 0;
-      if (++at[2] < extent[1]) continue;
-      at[2] = 0;
-      ++at[1];
-    }
-    return places;
-  }
 
   // Source rows of `rows` positions for one tap; false where none of them exists.
   bool aim(const T** to, const Place* places, int64_t rows, int64_t channel, const Tap& d, const Tap& h, const Tap& w) const {
@@ -312,14 +311,14 @@ std::vector<PanelSet> part_of(std::vector<PanelSet> sets, int64_t slab, int64_t 
   return sets;
 }
 
-// One thread packs the weights of a chunk of channels and uses them at once, from its second-level cache, while all sums wait.
+// One thread packs the weights of a chunk of channels and uses them at once, from its caches, while all sums wait.
 template <class T>
 void run_by_chunk(const Gather& g, const std::vector<PanelSet>& sets, const std::vector<TileShape>& shapes, const Rows<T>& all, const Kernels& kernels,
                   int64_t chunk) {
   const Options alone;
   std::unique_ptr<Scratch> sums;
   for (int64_t channel = 0; channel < g.channels; channel += chunk) {
-    Gather part = with_axes(g, g.axis);
+    Gather part = g;
     part.channels = std::min(chunk, g.channels - channel);
     part.weight.data = g.weight.at(channel * g.weight_channel);
     Rows<T> rows = all;
@@ -327,15 +326,16 @@ void run_by_chunk(const Gather& g, const std::vector<PanelSet>& sets, const std:
     Panels panels(part, sets, chunk);
     panels.fill<T>(alone, kernels);
     const ChannelsRun<T> run(part, panels, shapes, rows, kernels);
-    int64_t size = 0;
     if (!sums) {
+      int64_t size = 0;
       for (int64_t task = 0; task < run.tasks(); ++task) size += run.sums(task);
-      sums = std::make_unique<Scratch>(size_t(size + run.scratch_size()) * sizeof(T));
+      sums = std::make_unique<Scratch>(size_t(size) * sizeof(T));
     }
     T* c = reinterpret_cast<T*>(sums->data());
     for (int64_t task = 0; task < run.tasks(); c += run.sums(task++)) {
-      run.multiply(task, channel > 0, c);
-      if (channel + chunk >= g.channels) run.store(task, c);
+      const std::vector<Place> places = run.places(task);
+      run.multiply(task, places, channel > 0, c);
+      if (channel + chunk >= g.channels) run.store(task, places, c);
     }
   }
 }
@@ -358,13 +358,13 @@ template <class T>
 void ChannelsPlan<T>::run(const Gather& g, const Options& options, const Kernels& kernels, int64_t chunk) const {
   const TileKernels<T>& k = tiles<T>(kernels);
   std::vector<PanelSet> panel_sets;
-  int64_t elements = 0, sums = 0, most_tiles = 1;
+  int64_t elements = 0, sum_elements = 0, most_tiles = 1;
   for (const PhaseSet& set : sets) {
     const int64_t columns = int64_t(set.members.size()) * g.columns;
     const int64_t width = shapes[panel_sets.size()].vectors * k.lanes;
     panel_sets.push_back({set, cut_columns(columns, ceil_div(columns, width), k.lanes), 0});
     elements += g.groups * panel_sets.back().padded_columns() * g.channels * set.taps;
-    sums += g.batch * g.groups * volume(set_positions(set)) * panel_sets.back().padded_columns();
+    sum_elements += g.batch * g.groups * volume(set_positions(set)) * panel_sets.back().padded_columns();
     most_tiles = std::max(most_tiles, int64_t(panel_sets.back().tiles.size()));
   }
 
@@ -386,13 +386,16 @@ void ChannelsPlan<T>::run(const Gather& g, const Options& options, const Kernels
     panels.fill<T>(with, kernels);
     const ChannelsRun<T> run(g, panels, shapes, rows, kernels);
     run_tasks<T>(run.tasks(), run.scratch_size(), with, [&](int64_t task, T* sums) {
-      run.multiply(task, false, sums);
-      run.store(task, sums);
+      const std::vector<Place> places = run.places(task);
+      run.multiply(task, places, false, sums);
+      run.store(task, places, sums);
     });
   };
-  // Best in the second-level cache of the thread that packs them (input gradients on two threads, ms: pix2vox_l1 30 to 20, 3dgan_l1 10 to 7), else shared.
+  // Best in the second-level cache of the thread that packs them (input gradient of 3dgan_l1, two threads: 10 to 7 ms), where column tiles are large by chunks
+  // of channels (pix2vox_l1, not prepared: 43 to 32 ms), else shared.
   const int64_t slabs = slabs_of(int64_t(cache_bytes()) / 2);
-  const bool by_chunk = g.channels > chunk && sums / slabs * int64_t(sizeof(T)) <= int64_t(cache_bytes()) / 4;
+  const bool by_chunk =
+      g.channels > chunk && bytes / slabs > int64_t(cache_bytes()) / 2 && sum_elements / slabs * int64_t(sizeof(T)) <= int64_t(cache_bytes()) / 4;
   if (slabs >= 2 * options.threads && (by_chunk || bytes / slabs <= kSlabBytes)) {
     const Options alone;
     const auto pack_and_run = [&](int64_t slab, int) {

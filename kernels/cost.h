@@ -50,7 +50,7 @@ inline double missed_cycles(int64_t channels, int64_t vectors, int64_t vector_by
   return 1.5 * double(channels * vectors * vector_bytes) > kFirstLevelBytes ? 0.011 * double(vectors * vector_bytes) : 0;
 }
 
-constexpr double kThirdLevelBytes = 8e6;  // of panels: a share of the third-level cache
+constexpr double kThirdLevelBytes = 8e6;  // a share of the third-level cache, of panels or of a copied source
 
 // Reading the panels of a task once: from the second-level cache where they and the region fit, else from the third.
 inline double panel_cycles(double bytes) { return bytes / (bytes < 0.5 * double(cache_bytes()) ? 32 : bytes < kThirdLevelBytes ? 8 : 5); }
@@ -67,10 +67,10 @@ inline int64_t tiles_within(double share, double bytes_of_one, int64_t tiles) {
 // What the methods cost beside each other: the two-tap method per vector of multiply-adds, per tap and position that a vector's rows are aimed at (layers of
 // one to four channels ran at half the direct method's rate without it), per vector of accumulators written, of samples combined and loaded, per target
 // stored, and per weight that a block of positions reads; the direct method per vector of multiply-adds, those on samples outside the image, and per weight;
-// `packed` per weight summed for a call (fresh memory where many). `gain`: what the two-tap method must promise, and where its weights are large. Fitted with
-// AVX2 on Zen 3, to all axes of 130 layers in both directions, weights prepared and not: the choice loses 6.5 % forward and 9 % backward against the best of
-// up to eight calls of each, a part of it to noise. Of 600 other layers 28 ran without the method for a gain of 1.22, prepared at 0.88 of the speed; with large
-// weights that are not prepared some take up to twice as long with it.
+// `packed` per weight summed for a call (fresh memory where many). `gain` is what the two-tap method must promise, `large_gain` where its weights are large.
+// Fitted with AVX2 on Zen 3, to all axes of 130 layers in both directions, weights prepared and not: with a gain of 1.22 for all the choice lost 6.5 % forward
+// and 9 % backward against the best of up to eight calls of each, a part of it to noise. Of 600 other layers 28 then ran without the method, prepared at 0.88
+// of the speed; large weights that are not prepared take up to twice as long with it.
 struct TwoTapPrices {
   double multiply = 0.33, aimed = 0.7, written = 4.8, combined = 5.2, loaded = 9.3, stored = 1.06, panels = 0.22, packed = 1.1;
   double direct = 0.46, outside = 0.08, direct_panels = 0.2, gain = 1.08, large_gain = 1.22;
@@ -90,14 +90,17 @@ struct MethodWork {
   double combined, loaded;       // samples for a position and channel
   double targets, sums;          // for a column; packed weights of one channel and column
   double channels, columns;
+
+  double panel() const { return sums * channels * columns; }
+  bool large() const { return panel() >= kLargePanel; }
 };
 
 // Cycles of one image and group, for the choice between the methods. The choice changes the bits of a result, so it depends on the layer, the size of the
 // image and the instruction set alone: not on batch, threads, cache or frozen weights.
 inline double method_cycles(const MethodWork& w, int64_t lanes) {
   const TwoTapPrices& price = kTwoTap;
-  const double panel = w.sums * w.channels * w.columns;
-  const bool large = panel >= kLargePanel;
+  const double panel = w.panel();
+  const bool large = w.large();
   const double packed = price.packed * panel * (large ? 4.5 : 1.5);  // fresh memory: 4.6 cycles an element (tats_up0)
   // A block reads its panels once, and holds so many positions that its samples stay near: few where kinds and channels are many.
   const auto panels = [&](double positions) { return panel * std::max(1.0, w.positions / positions) * (large ? 0.8 : 0.25); };

@@ -106,7 +106,7 @@ size_t wanted_output_pool() {
 }
 
 struct Stores {
-  IdleStore scratch{32 * kMiB, 4};
+  IdleStore scratch{kMostIdleScratch, 4};
   IdleStore outputs{wanted_output_pool(), 1.25};
   size_t cache_bytes = 0;
 };

@@ -18,7 +18,9 @@ size_t cache_bytes();
 // TCONV3D_OUTPUT_POOL that is no number.
 void start_stores();
 
-// A buffer, 64-byte aligned, from the store of idle scratch (at most 32 MiB of it) or fresh. Throws std::bad_alloc.
+constexpr size_t kMostIdleScratch = size_t(32) << 20;
+
+// A buffer, 64-byte aligned, from the store of idle scratch (at most so many bytes of it) or fresh. Throws std::bad_alloc.
 class Scratch {
  public:
   explicit Scratch(size_t bytes);

@@ -570,12 +570,13 @@ static void pack_kernels(const KernelPack<T>& a, DType dtype) {
       const S* const src = static_cast<const S*>(a.src) + i * a.channel_stride + m * a.column_stride;
       const int64_t columns = a.columns - m < kLanes<T> ? a.columns - m : kLanes<T>, stored = a.width - m < kLanes<T> ? a.width - m : kLanes<T>;
       const auto place = [&](int64_t k) { return a.element_offset[k] < 0 ? nullptr : to + a.element_offset[k]; };
-      if (sizeof(S) == sizeof(T) && a.kernel >= kFewRows) {
-        for (int64_t k = 0; k < a.kernel; k += kLanes<T>)
-          transpose_block<T>(src + k, a.column_stride, columns, a.kernel - k < kLanes<T> ? a.kernel - k : kLanes<T>, stored, a.channel_stride,
-                             [&](int j) { return place(k + j); });
-        return;
-      }
+      if constexpr (sizeof(S) == sizeof(T))
+        if (a.kernel >= kFewRows) {
+          for (int64_t k = 0; k < a.kernel; k += kLanes<T>)
+            transpose_block<T>(src + k, a.column_stride, columns, a.kernel - k < kLanes<T> ? a.kernel - k : kLanes<T>, stored, a.channel_stride,
+                               [&](int j) { return place(k + j); });
+          return;
+        }
       for (int64_t k = 0; k < a.kernel; ++k)
         if (T* const panel = place(k))
           for (int64_t c = 0; c < stored; ++c) panel[c] = c < columns ? widen(read<S>(src, c * a.column_stride + k)) : 0;

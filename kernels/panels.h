@@ -22,9 +22,9 @@ struct ColumnTile {
 // `columns` cut into `tiles` parts that differ by at most `unit`, each padded to a multiple of `unit`.
 std::vector<ColumnTile> cut_columns(int64_t columns, int64_t tiles, int64_t unit);
 
-// Weights packed anew on each call go in slabs of column tiles where they outgrow the caches: their memory stays with the idle scratch. 268 MB of fresh panels
-// took three times as long as the products.
-constexpr int64_t kSlabBytes = int64_t(8) << 20, kMostIdleScratch = int64_t(32) << 20;
+// Weights packed anew on each call go in slabs of column tiles where they outgrow the caches: fresh memory for 268 MB of panels took three times as long as
+// the products.
+constexpr int64_t kSlabBytes = int64_t(8) << 20;
 
 // The tiles of one slab of several, packed for themselves.
 std::vector<ColumnTile> slab_of(const std::vector<ColumnTile>& tiles, int64_t slab, int64_t slabs);

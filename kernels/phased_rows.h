@@ -41,7 +41,7 @@ static inline __attribute__((always_inline)) void store_lines(const Vec<T> (&eve
   }
 }
 
-// `left` elements of a row, in whole vectors.
+// What is left of a row, in whole vectors: past its end where it is not streamed.
 template <class T, class S, int Vectors>
 static inline __attribute__((always_inline)) void store_vectors(const Vec<T> (&even)[Vectors], const Vec<T> (&odd)[Vectors], const PhasedRows<T>& a, int64_t at,
                                                                 int64_t left, bool lead) {

@@ -198,8 +198,11 @@ void RowsPlan<T>::run(const Gather& g, const Options& options, const Kernels& ke
     const RowsRun<T> run(g, *this, some, panels, kernels);
     run_tasks<T>(region.tasks(g), run.scratch_size(), with, [&](int64_t task, T* scratch) { run.run(task, scratch); });
   };
-  const int64_t bytes = g.groups * (cut.back().start + cut.back().width) * g.channels * work_of(g).taps * int64_t(sizeof(T)), count = int64_t(cut.size());
-  const int64_t slabs = options.packed || bytes <= kMostIdleScratch ? 1 : std::min(ceil_div(bytes, kSlabBytes), count);
+  // Slabs where fresh memory would be cleared for the panels, and the samples, packed again for each slab, are fewer than the weights.
+  const int64_t bytes = g.groups * (cut.back().start + cut.back().width) * g.channels * work_of(g).taps * int64_t(sizeof(T));
+  const int64_t samples = g.batch * g.groups * g.channels * g.axis[0].source_size * g.axis[1].source_size * g.axis[2].source_size;
+  int64_t slabs = ceil_div(ceil_div(bytes, kSlabBytes), options.threads) * options.threads;
+  if (options.packed || bytes <= int64_t(kMostIdleScratch) || slabs > int64_t(cut.size()) || samples * int64_t(sizeof(T)) > bytes / slabs) slabs = 1;
   if (slabs < 2 * options.threads) return pack_and_run(cut, options);
   const Options alone;
   parallel_for(slabs, options.threads, [&](int64_t slab, int) { pack_and_run(slab_of(cut, slab, slabs), alone); }, options.stop);

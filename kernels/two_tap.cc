@@ -326,8 +326,8 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
     inside *= taps;
     targets *= count;
   }
-  // With the gain that the method must promise.
-  const auto cycles = [&](const Method& method) {
+  // Cycles, times the gain that the method must promise.
+  const auto promised = [&](const Method& method) {
     const TransformedAxes axes = transformed(g.axis, method);
     const Volume v = volume_of(axes);
     MethodWork work{method == kDirect, 1, inside, v.products, 1, 0, 0, targets, v.sums, double(g.channels), double(g.columns)};
@@ -340,17 +340,16 @@ Method two_tap_where_it_pays(const Gather& g, int64_t lanes) {
       block[a] = std::min(block[a], axes[a].plan.positions);
     }
     if (method == kDirect) return method_cycles(work, lanes);
-    const double panel = v.sums * double(g.channels * g.columns);
-    if (panel * double(g.groups) > kMostTwoTapPanel) return std::numeric_limits<double>::infinity();
+    if (work.panel() * double(g.groups) > kMostTwoTapPanel) return std::numeric_limits<double>::infinity();
     const SampleCounts samples = count_samples(axes, 1, block);
     const double positions = double(block[0] * block[1] * block[2]);
     work.combined = samples.combined / positions;
     work.loaded = samples.loaded / positions;
-    return method_cycles(work, lanes) * (panel < kLargePanel ? kTwoTap.gain : kTwoTap.large_gain);
+    return method_cycles(work, lanes) * (work.large() ? kTwoTap.large_gain : kTwoTap.gain);
   };
-  double least = cycles(kDirect);
+  double least = promised(kDirect);
   for_each_choice(most, [&](const Method& method) {
-    const double c = cycles(method);
+    const double c = promised(method);
     if (c < least) {
       least = c;
       best = method;

@@ -64,7 +64,7 @@ struct PhasedRows : PhasedSamples<T> {
   bool rows_follow;          // they are stored in the order of their addresses without gaps, up to out[last]: a vector may end in the next one
   int64_t last;
   T bias;
-  bool stream;  // past the cache: rows of whole lines, stored as T
+  bool stream;  // past the cache: rows of whole lines
 };
 
 template <class T>
