@@ -26,8 +26,6 @@ constexpr double kFarElement = 2;        // of a copy that goes to memory and co
 constexpr double kStoredPosition = 60;   // cycles of a position in a column tile besides its columns, where several phases are stored together
 constexpr int64_t kTaskPositions = 256;  // positions whose accumulators stay in the second-level cache: 256 x 64 x 4 B = 64 KiB
 
-int64_t source_positions(const Gather& g) { return g.batch * g.axis[0].source_size * g.axis[1].source_size * g.axis[2].source_size; }
-
 std::vector<int64_t> tap_key(const Combo& combo) {
   std::vector<int64_t> key;
   for (const Phase* p : combo) {

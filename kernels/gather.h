@@ -96,6 +96,9 @@ void for_each_tap(const Combo& c, F f) {
       for (const Tap& w : c[2]->taps) f(t++, d, h, w);
 }
 
+// Of all images.
+inline int64_t source_positions(const Gather& g) { return g.batch * g.axis[0].source_size * g.axis[1].source_size * g.axis[2].source_size; }
+
 // Channels summed in one chain of multiply-adds: at most 256, and about 2048 terms, so that the error grows with the chunk and not
 // with the whole reduction. `taps` depends on kernel and stride alone, never on sizes or threads: the chunk fixes the bits.
 inline int64_t channel_chunk(int64_t taps) {

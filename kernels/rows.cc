@@ -200,7 +200,7 @@ void RowsPlan<T>::run(const Gather& g, const Options& options, const Kernels& ke
   };
   // Slabs where fresh memory would be cleared for the panels, and the samples, packed again for each slab, are fewer than the weights.
   const int64_t bytes = g.groups * (cut.back().start + cut.back().width) * g.channels * work_of(g).taps * int64_t(sizeof(T));
-  const int64_t samples = g.batch * g.groups * g.channels * g.axis[0].source_size * g.axis[1].source_size * g.axis[2].source_size;
+  const int64_t samples = source_positions(g) * g.groups * g.channels;
   int64_t slabs = ceil_div(ceil_div(bytes, kSlabBytes), options.threads) * options.threads;
   if (options.packed || bytes <= int64_t(kMostIdleScratch) || slabs > int64_t(cut.size()) || samples * int64_t(sizeof(T)) > bytes / slabs) slabs = 1;
   if (slabs < 2 * options.threads) return pack_and_run(cut, options);
