@@ -8,16 +8,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cxxabi.h>
-#include <unistd.h>
-
 #include <memory>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 
-#include "engine.h"
+#include "calls.h"
 #include "start.h"
 
 namespace nb = nanobind;
@@ -26,16 +22,10 @@ namespace tconv3d {
 
 namespace {
 
-using Sizes = std::array<int64_t, 3>;
-
-// No array, one of another type, in foreign byte order, not aligned, or read-only where written: a TypeError of its own, by which Python knows that
-// nothing has begun.
-struct Unaddressable : std::invalid_argument {
-  Unaddressable()
-      : invalid_argument(
-            "the engine takes NumPy arrays of float16, bfloat16 (as uint16), float32 and float64, aligned, in native byte order and, where written, writable") {
-  }
-};
+[[noreturn]] void refuse() {
+  throw Unaddressable(
+      "the engine takes NumPy arrays of float16, bfloat16 (as uint16), float32 and float64, aligned, in native byte order and, where written, writable");
+}
 
 constexpr char kNativeOrder = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '<' : '>';
 
@@ -50,7 +40,7 @@ class Array {
       if (!PyErr_ExceptionMatches(PyExc_BufferError) && !PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_TypeError))
         throw nb::python_error();
       PyErr_Clear();
-      throw Unaddressable();
+      refuse();
     }
     const Py_buffer& v = held_.view;
     std::string_view format(v.format ? v.format : "");
@@ -64,10 +54,10 @@ class Array {
     else if (format == "H")
       dtype_ = DType::bfloat16;
     else
-      throw Unaddressable();
+      refuse();
     bool aligned = v.len == 0 || reinterpret_cast<uintptr_t>(v.buf) % size_t(v.itemsize) == 0;
     for (int a = 0; a < v.ndim; ++a) aligned = aligned && v.strides[a] % v.itemsize == 0;
-    if (!aligned) throw Unaddressable();
+    if (!aligned) refuse();
   }
 
   size_t ndim() const { return size_t(held_.view.ndim); }
@@ -96,92 +86,22 @@ View view_of(const Array& a, size_t rank) {
   return v;
 }
 
-void require(bool ok, const char* what) {
-  if (!ok) throw nb::value_error(what);
+Shape shape_of(const Array& a) {
+  require(a.ndim() == 5, "input, weight and output have rank 5");
+  return {a.shape(0), a.shape(1), a.shape(2), a.shape(3), a.shape(4)};
 }
 
-Problem problem_of(const Array& x, const Array& w, const Array& y, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups) {
-  require(x.ndim() == 5 && w.ndim() == 5 && y.ndim() == 5, "input, weight and output have rank 5");
-  require(groups > 0, "groups is positive");
-  Problem p{x.shape(0), groups, w.shape(0), w.shape(1) * groups, {}};
-  require(x.shape(1) == p.in_channels && y.shape(1) == p.out_channels && y.shape(0) == p.batch, "batch and channels agree");
-  require(p.in_channels % groups == 0, "groups divides in_channels");
+Problem problem_of_arrays(const Array& x, const Array& w, const Array& y, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups) {
+  const Shape out = shape_of(y);
+  const Problem p = problem_of(shape_of(x), shape_of(w), {out[2], out[3], out[4]}, stride, dilation, crop, groups);
+  require(out[1] == p.out_channels && out[0] == p.batch, "batch and channels agree");
   require(x.dtype() == w.dtype() && x.dtype() == y.dtype(), "input, weight and output have one dtype");
-  for (size_t a = 0; a < 3; ++a) {
-    p.axis[a] = {x.shape(a + 2), w.shape(a + 2), stride[a], dilation[a], crop[a], y.shape(a + 2)};
-    require(stride[a] > 0 && dilation[a] > 0, "stride and dilation are positive");
-  }
   return p;
 }
 
-// Takes the GIL by `take`. While the interpreter ends, Python before 3.14 ends a daemon thread that asks for it by pthread_exit, whose unwinding
-// through C++ is std::terminate for the whole process: such a thread stays here until the process is gone.
-template <class F>
-void acquire_gil(F take) {
-#if defined(__GLIBCXX__)
-  try {
-    take();
-  } catch (abi::__forced_unwind&) {
-    for (;;) ::pause();
-  }
-#else
-  take();
-#endif
-}
-
-// The thread state that this thread gave up with the GIL.
-thread_local PyThreadState* released = nullptr;
-
-// Ctrl-C: Python's signal handlers run between tasks, on the thread that called. The GIL is asked for by the thread state at hand:
-// PyGILState_Ensure would look it up, which after the interpreter's end is a read through null (Python 3.11).
-bool signalled() {
-  acquire_gil([] { PyEval_RestoreThread(released); });
-  const bool stop = PyErr_CheckSignals() != 0;
-  released = PyEval_SaveThread();
-  return stop;
-}
-
-template <class F>
-void without_gil(F f) {
-  released = PyEval_SaveThread();
-  const auto restore = [] { acquire_gil([] { PyEval_RestoreThread(released); }); };
-  try {
-    f();
-  } catch (const Interrupted&) {
-    restore();
-    throw nb::python_error();
-  } catch (...) {
-    restore();
-    throw;
-  }
-  restore();
-}
-
-Options options_of(int threads, Family family, PackedPanels* packed) {
-  Options o;
-  o.threads = threads > 0 ? std::min(threads, kMaxThreads) : get_num_threads();
-  o.family = family;
-  o.packed = packed;
-  o.stop = signalled;
-  return o;
-}
-
-// Tensors of other frameworks come as addresses: importing one through the buffer protocols costs 20 times as much. The caller has checked
-// device, dtype, shapes and lifetime.
-using Shape = std::array<int64_t, 5>;
+// Tensors of MindSpore come as addresses: importing one through the buffer protocols costs 20 times as much. The caller has checked device, dtype,
+// shapes and lifetime.
 View view_at(uintptr_t data, const Shape& stride, DType dtype) { return {reinterpret_cast<void*>(data), dtype, stride}; }
-
-Problem problem_at(const Shape& input, const Shape& weight, const Sizes& output, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
-                   int64_t groups) {
-  require(groups > 0, "groups is positive");
-  Problem p{input[0], groups, weight[0], weight[1] * groups, {}};
-  require(input[1] == p.in_channels && p.in_channels % groups == 0, "channels agree");
-  for (size_t a = 0; a < 3; ++a) {
-    require(stride[a] > 0 && dilation[a] > 0, "stride and dilation are positive");
-    p.axis[a] = {input[a + 2], weight[a + 2], stride[a], dilation[a], crop[a], output[a]};
-  }
-  return p;
-}
 
 // An uninitialized C-contiguous array whose memory comes from the output pool and returns to it with the last view of the array.
 nb::object empty(const std::vector<int64_t>& shape, const std::string& name) {
@@ -200,58 +120,36 @@ nb::object empty(const std::vector<int64_t>& shape, const std::string& name) {
   return nb::cast(nb::ndarray<nb::numpy>(buffer->data, sizes.size(), sizes.data(), owner, nullptr, dtype));
 }
 
-constexpr size_t kAdviseBytes = size_t(4) << 20;
-
-// Huge pages for a large output, whoever allocated it: a first touch of 268 MB in small ones takes 182 ms, in huge ones 47.
-void advise(const View& y, const Shape& shape) {
-  int64_t elements = 1;
-  for (size_t a = 0; a < 5; ++a) {
-    if (shape[a] == 0 || y.stride[a] < 0) return;
-    elements += (shape[a] - 1) * y.stride[a];
-  }
-  if (const size_t bytes = size_t(elements * y.element_size()); bytes >= kAdviseBytes) advise_huge(y.data, bytes);
-}
-
-Shape output_shape(const Problem& p) { return {p.batch, p.out_channels, p.axis[0].output, p.axis[1].output, p.axis[2].output}; }
-Shape input_shape(const Problem& p) { return {p.batch, p.in_channels, p.axis[0].input, p.axis[1].input, p.axis[2].input}; }
-
 void py_forward(nb::handle input, nb::handle weight, nb::handle bias, nb::handle output, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
                 int64_t groups, int threads, PackedPanels* packed, Family family, const std::optional<Method>& method) {
   const Array x(input, Array::Access::read), w(weight, Array::Access::read), y(output, Array::Access::write);
-  const Problem p = problem_of(x, w, y, stride, dilation, crop, groups);
-  const View vx = view_of(x, 5), vw = view_of(w, 5), vy = view_of(y, 5);
+  const Problem p = problem_of_arrays(x, w, y, stride, dilation, crop, groups);
   std::optional<Array> b;
   View vb{};
   if (!bias.is_none()) {
     b.emplace(bias, Array::Access::read);
     vb = view_of(*b, 1);
-    require(b->shape(0) == p.out_channels && vb.dtype == vx.dtype, "bias has out_channels elements of the input's dtype");
+    require(b->shape(0) == p.out_channels && vb.dtype == x.dtype(), "bias has out_channels elements of the input's dtype");
   }
   Options o = options_of(threads, family, packed);
   if (method && *method != kCol2im)
     for (int pairing : *method) require(pairing >= 0 && pairing <= kMostPairing, "a method comes from method_of");
   o.method = method;
-  advise(vy, output_shape(p));
-  without_gil([&] { forward(p, vx, vw, b ? &vb : nullptr, vy, o); });
+  run(Op::forward, p, view_of(x, 5), view_of(w, 5), b ? &vb : nullptr, view_of(y, 5), o);
 }
 
 void py_input_grad(nb::handle grad_output, nb::handle weight, nb::handle grad_input, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
                    int64_t groups, int threads, PackedPanels* packed, Family family) {
   const Array gy(grad_output, Array::Access::read), w(weight, Array::Access::read), gx(grad_input, Array::Access::write);
-  const Problem p = problem_of(gx, w, gy, stride, dilation, crop, groups);
-  const View vgy = view_of(gy, 5), vw = view_of(w, 5), vgx = view_of(gx, 5);
-  const Options o = options_of(threads, family, packed);
-  advise(vgx, input_shape(p));
-  without_gil([&] { input_grad(p, vgy, vw, vgx, o); });
+  const Problem p = problem_of_arrays(gx, w, gy, stride, dilation, crop, groups);
+  run(Op::input_grad, p, view_of(gy, 5), view_of(w, 5), nullptr, view_of(gx, 5), options_of(threads, family, packed));
 }
 
 void py_weight_grad(nb::handle input, nb::handle grad_output, nb::handle grad_weight, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
                     int64_t groups, int threads) {
   const Array x(input, Array::Access::read), gy(grad_output, Array::Access::read), gw(grad_weight, Array::Access::write);
-  const Problem p = problem_of(x, gw, gy, stride, dilation, crop, groups);
-  const View vx = view_of(x, 5), vgy = view_of(gy, 5), vgw = view_of(gw, 5);
-  const Options o = options_of(threads, Family::automatic, nullptr);
-  without_gil([&] { weight_grad(p, vx, vgy, vgw, o); });
+  const Problem p = problem_of_arrays(x, gw, gy, stride, dilation, crop, groups);
+  run(Op::weight_grad, p, view_of(x, 5), view_of(gy, 5), nullptr, view_of(gw, 5), options_of(threads, Family::automatic, nullptr));
 }
 
 void py_bias_grad(nb::handle grad_output, nb::handle grad_bias, int threads) {
@@ -260,31 +158,16 @@ void py_bias_grad(nb::handle grad_output, nb::handle grad_bias, int threads) {
           "grad_output has rank 5, grad_bias one element per channel");
   Problem p{gy.shape(0), 1, 1, gy.shape(1), {}};
   for (size_t a = 0; a < 3; ++a) p.axis[a] = {1, 1, 1, 1, 0, gy.shape(a + 2)};
-  const View vgy = view_of(gy, 5), vgb = view_of(gb, 1);
-  const Options o = options_of(threads, Family::automatic, nullptr);
-  without_gil([&] { bias_grad(p, vgy, vgb, o); });
+  run_bias_grad(p, view_of(gy, 5), view_of(gb, 1), options_of(threads, Family::automatic, nullptr));
 }
 
-// A resolved layer call on addresses; `op` names the operation. Arrays in the order source, weight, target of forward: (input, weight, output),
-// of input_grad (grad_output, weight, grad_input), of weight_grad (input, grad_output, grad_weight).
-enum class Op : int { forward, input_grad, weight_grad };
-
+// A resolved layer call on addresses; `op` names the operation.
 void run_at(Op op, DType dtype, std::array<uintptr_t, 3> data, Shape stride0, Shape stride1, Shape stride2, uintptr_t bias, const Shape& input,
-            const Shape& weight, const Sizes& output_size, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups, int threads,
-            PackedPanels* packed) {
-  const Problem p = problem_at(input, weight, output_size, stride, dilation, crop, groups);
-  const View a = view_at(data[0], stride0, dtype), b = view_at(data[1], stride1, dtype), c = view_at(data[2], stride2, dtype);
+            const Shape& weight, const Sizes& output_size, const Sizes& stride, const Sizes& dilation, const Sizes& crop, int64_t groups, int threads) {
+  const Problem p = problem_of(input, weight, output_size, stride, dilation, crop, groups);
   const View vb{reinterpret_cast<void*>(bias), dtype, {1}};
-  const Options o = options_of(threads, Family::automatic, packed);
-  advise(c, op == Op::forward ? output_shape(p) : op == Op::input_grad ? input_shape(p) : weight);
-  without_gil([&] {
-    if (op == Op::forward)
-      forward(p, a, b, bias ? &vb : nullptr, c, o);
-    else if (op == Op::input_grad)
-      input_grad(p, a, b, c, o);
-    else
-      weight_grad(p, a, b, c, o);
-  });
+  run(op, p, view_at(data[0], stride0, dtype), view_at(data[1], stride1, dtype), bias ? &vb : nullptr, view_at(data[2], stride2, dtype),
+      options_of(threads, Family::automatic, nullptr));
 }
 
 }  // namespace
@@ -314,7 +197,7 @@ NB_MODULE(_core, m) {
   m.def(
       "method_of",
       [](const Shape& input_shape, const Shape& weight_shape, const Sizes& output_size, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
-         int64_t groups) { return method_of(problem_at(input_shape, weight_shape, output_size, stride, dilation, crop, groups)); },
+         int64_t groups) { return method_of(problem_of(input_shape, weight_shape, output_size, stride, dilation, crop, groups)); },
       nb::arg("input_shape"), nb::arg("weight_shape"), nb::arg("output_size"), nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"),
       "How forward would form the products of each axis: 0 directly, -1 (all axes) by col2im, else the two-tap method, 1 + the parity of its "
       "pairs, + 2 for the other side.");
@@ -334,8 +217,8 @@ NB_MODULE(_core, m) {
   nb::enum_<Op>(m, "Op", "Operations of run_at.").value("forward", Op::forward).value("input_grad", Op::input_grad).value("weight_grad", Op::weight_grad);
   m.def("run_at", &run_at, nb::arg("op"), nb::arg("dtype"), nb::arg("data"), nb::arg("stride0"), nb::arg("stride1"), nb::arg("stride2"), nb::arg("bias"),
         nb::arg("input_shape"), nb::arg("weight_shape"), nb::arg("output_size"), nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"),
-        nb::arg("groups"), nb::arg("threads") = 0, nb::arg("packed").none() = nb::none(),
-        "The operations on addresses and strides (in elements), for tensors of other frameworks.");
+        nb::arg("groups"), nb::arg("threads") = 0, "The operations on addresses and strides (in elements), for tensors of MindSpore.");
+  bind_pytorch(m);
   m.def("empty", &empty, nb::arg("shape"), nb::arg("dtype"), "An uninitialized array (float32, float64, or uint16 for 16-bit types) from the output pool.");
   m.def("output_pool_limit", &output_pool_limit, "Bytes that may lie idle in the output pool.");
   m.def("release_idle_memory", &release_idle_memory, "Frees the idle buffers that the engine keeps for the next call.");
@@ -343,7 +226,7 @@ NB_MODULE(_core, m) {
       "describe_plan",
       [](const Shape& input_shape, const Shape& weight_shape, const Sizes& output_size, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
          int64_t groups, bool float64, bool backward, int threads) {
-        const Problem p = problem_at(input_shape, weight_shape, output_size, stride, dilation, crop, groups);
+        const Problem p = problem_of(input_shape, weight_shape, output_size, stride, dilation, crop, groups);
         return describe_plan(p, float64 ? DType::float64 : DType::float32, backward, options_of(threads, Family::automatic, nullptr));
       },
       nb::arg("input_shape"), nb::arg("weight_shape"), nb::arg("output_size"), nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"),
@@ -353,7 +236,7 @@ NB_MODULE(_core, m) {
       "describe_weight_grad",
       [](const Shape& input_shape, const Shape& weight_shape, const Sizes& output_size, const Sizes& stride, const Sizes& dilation, const Sizes& crop,
          int64_t groups, DType dtype) {
-        const Problem p = problem_at(input_shape, weight_shape, output_size, stride, dilation, crop, groups);
+        const Problem p = problem_of(input_shape, weight_shape, output_size, stride, dilation, crop, groups);
         return describe_weight_grad(p, dtype);
       },
       nb::arg("input_shape"), nb::arg("weight_shape"), nb::arg("output_size"), nb::arg("stride"), nb::arg("dilation"), nb::arg("crop_front"), nb::arg("groups"),

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from test_corpus import ROWS, TOLERANCE, assert_law, assert_matches, decode, drawn, dtype_of
+from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as torch_functional
 from torch.utils.checkpoint import checkpoint
@@ -24,7 +25,7 @@ from torch_support import pair
 import tconv3d
 import tconv3d.torch as face
 from tconv3d import _engine
-from tconv3d.torch import _aten
+from tconv3d.torch import _aten, _calls
 from tconv3d.torch import frozen as freezing
 
 CHANNELS_LAST = torch.channels_last_3d
@@ -49,8 +50,8 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("the call reached the engine")
 
-    for name in ("forward_at", "input_grad_at", "weight_grad_at"):
-        monkeypatch.setattr(_engine, name, refuse)
+    for name in ("forward", "input_grad", "weight_grad"):
+        monkeypatch.setattr(_calls.Call, name, refuse)
 
 
 def torch_rows(kind: str) -> list[Any]:
@@ -273,6 +274,55 @@ def test_odd_addresses() -> None:
     torch.testing.assert_close(layer(odd.view(1, 2, 3, 3, 3)), other(x.view(1, 2, 3, 3, 3)))
 
 
+class Named(Tensor):
+    """A subclass that leaves everything to PyTorch."""
+
+
+def unaligned(tensor: Tensor) -> Tensor:
+    return torch.frombuffer(bytearray(3) + bytearray(tensor.numpy().tobytes()), dtype=tensor.dtype, offset=3).view_as(
+        tensor
+    )
+
+
+# Operands that are not what a call before found, though they may have its shape, strides and dtype.
+ODD_OPERANDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "negated when read": lambda t: torch._neg_view(t),
+    "zeros without memory": lambda t: torch._efficientzerotensor(t.shape),
+    "of a subclass": lambda t: t.as_subclass(Named),
+    "every other element": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+    "one element for all": lambda t: t.flatten()[:1].expand(t.shape),
+    "unaligned": unaligned,
+    "of another dtype": lambda t: t.double(),
+    "sparse": lambda t: t.to_sparse(),
+    "without data": lambda t: t.to("meta"),
+    "one channel less": lambda t: t[:, :-1] if t.dim() > 1 else t[:-1],
+    "larger": lambda t: torch.cat([t, t], -1),
+}
+
+
+@pytest.mark.parametrize("operand", [0, 1, 2], ids=["input", "weight", "bias"])
+@pytest.mark.parametrize("odd", ODD_OPERANDS)
+def test_a_call_that_was_met_before_is_not_taken_for_another(odd: str, operand: int) -> None:
+    operands = torch.randn(2, 3, 4, 4, 4), torch.randn(3, 5, 2, 2, 2), torch.randn(5)
+    for _ in range(2):
+        face.functional.conv_transpose3d(*operands)
+    changed = list(operands)
+    changed[operand] = ODD_OPERANDS[odd](operands[operand])
+    try:
+        expected = torch_functional.conv_transpose3d(*changed)
+    except (RuntimeError, NotImplementedError) as error:
+        with pytest.raises(type(error)):
+            face.functional.conv_transpose3d(*changed)
+        return
+    result = face.functional.conv_transpose3d(*changed)
+    assert type(result) is type(expected) and result.device == expected.device
+    if odd != "without data":
+        torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(
+        face.functional.conv_transpose3d(*operands), torch_functional.conv_transpose3d(*operands)
+    )
+
+
 @pytest.mark.usefixtures("no_engine")
 def test_what_the_engine_lacks_goes_to_pytorch() -> None:
     x = torch.randn(1, 2, 3, 3, 3)
@@ -429,8 +479,8 @@ def test_inference_mode() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_pytorchs_thread_count_and_the_same_bits(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    real = _engine.forward_at
-    monkeypatch.setattr(_engine, "forward_at", lambda *args: counts.append(args[-2]) or real(*args))
+    real = _calls._threads
+    monkeypatch.setattr(_calls, "_threads", lambda: counts.append(real()) or counts[-1])
     monkeypatch.setattr(_engine, "_threads_were_named", False)
     layer, x = face.ConvTranspose3d(8, 8, 3), torch.randn(1, 8, 9, 9, 9)
     expected = layer(x)

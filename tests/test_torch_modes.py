@@ -52,7 +52,7 @@ def test_autocast_through_several_layers(how: str, engine_calls: list[str]) -> N
     assert y.dtype == z.dtype == torch.bfloat16
     torch.testing.assert_close(y, expected, rtol=0.05, atol=0.02)
     torch.testing.assert_close(z.float(), cropped(y.float()), rtol=0.05, atol=0.02)
-    assert engine_calls[:3] == ["forward_at"] * 3
+    assert engine_calls[:3] == ["forward"] * 3
 
 
 def test_output_sizes_are_resolved_once() -> None:

@@ -367,11 +367,19 @@ def _joined(real: Array, dtype: Dtype, groups: int) -> Array:
     return out
 
 
-# Addresses: a tensor of another framework comes as its address and its strides in elements, since importing one through
-# a buffer protocol costs more than a small layer. The caller has checked device, dtype, shapes and alignment, and keeps
+# Tensors of PyTorch come as they are, to calls resolved before: TensorCall, once use_tensors_of has named its classes.
+# Its operations raise Unaddressable, before anything has begun, for tensors that do not lie on a multiple of their
+# elements.
+
+TensorCall = _core.TensorCall
+use_tensors_of = _core.use_tensors_of
+Unaddressable = _core.Unaddressable
+
+# Addresses: a tensor of MindSpore comes as its address and its strides in elements, since importing one through a
+# buffer protocol costs more than a small layer. The caller has checked device, dtype, shapes and alignment, and keeps
 # the tensors alive. Each operation takes
 #     (dtype, (address,) * 3, strides, strides, strides, bias address or 0, input shape, weight shape,
-#      *geometry_at(geometry), threads, PackedPanels or None)
+#      *geometry_at(geometry), threads)
 # with the arrays in the order input, weight, output; grad_output, weight, grad_input; input, grad_output, grad_weight.
 # The elements of the bias are neighbors.
 

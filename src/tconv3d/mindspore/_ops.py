@@ -218,7 +218,6 @@ class Call:
             addresses[2],
             *self._sizes,
             self.threads,
-            None,
         )
         return target
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the arguments of a call resolve to: geometry, shapes and memory formats, found once and kept.
 
-A `Call` runs the three operations of one resolved call by the addresses of plain tensors. `Calls` keeps those that one
+A `Call` runs the three operations of one resolved call on plain tensors. `Calls` keeps those that one
 set of arguments has led to; there is a subclass for each contract.
 """
 
@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .. import _engine
 from ..contracts import mindspore, pytorch
 from ..functional import check_memory
 from ..geometry import Geometry
+
+_engine.use_tensors_of(Tensor, Parameter)
 
 DTYPES = {getattr(torch, name): core for name, core in _engine.DTYPES_AT.items()}
 _POOL_NAMES = {torch.float32: "float32", torch.float64: "float64"}  # and uint16, seen anew as what it is
@@ -27,26 +30,32 @@ Shape = tuple[int, ...]
 
 
 class Calls:
-    """The calls that one set of arguments was resolved to, by the shapes, strides and dtype of the operands."""
+    """The calls that one set of arguments was resolved to, by the shapes, strides and dtype of the operands.
 
-    __slots__ = ("_calls",)
+    ``latest`` is the call found last, None before the first: most likely that of the next operands too.
+    """
+
+    __slots__ = ("_calls", "latest")
 
     def __init__(self) -> None:
         self._calls: dict[Any, Call | None] = {}
+        self.latest: Call | None = None
 
     def call(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Call | None:
         """Return the call for these operands, a batched input among them; None where `_geometry` has none."""
         shapes = input.shape, weight.shape, None if bias is None else bias.shape
         key = shapes, input.stride(), weight.stride(), input.dtype
         try:
-            return self._calls[key]
+            call = self._calls[key]
         except KeyError:
             if len(self._calls) >= _MAX_CALLS:
                 self._calls.clear()
             geometry = self._geometry(*shapes)
             call = None if geometry is None else Call(geometry, shapes[0], key[1], shapes[1], key[2], key[3])
             self._calls[key] = call
-            return call
+        if call is not None:
+            self.latest = call
+        return call
 
     def _geometry(self, input_shape: Shape, weight_shape: Shape, bias_shape: Shape | None) -> Geometry | None:
         raise NotImplementedError
@@ -90,7 +99,7 @@ class MindSporeCalls(Calls):
 class Call:
     """One resolved call: everything but the operands themselves."""
 
-    __slots__ = ("_dtype", "_grad_input", "_grad_weight", "_itemsize", "_output", "_sizes", "geometry")
+    __slots__ = ("_core", "_grad_input", "_grad_weight", "_output", "fits", "geometry")
 
     def __init__(
         self,
@@ -108,47 +117,43 @@ class Call:
         self._output = _Layout(output_shape, channels_last, dtype)
         self._grad_input = _Layout(input_shape, channels_last, dtype)
         self._grad_weight = _Layout(weight_shape, is_channels_last(weight_shape, weight_stride), dtype)
-        self._dtype, self._itemsize = DTYPES[dtype], dtype.itemsize
         self.geometry = geometry
-        self._sizes = (input_shape, weight_shape, *_engine.geometry_at(geometry))
+        sizes = input_shape, weight_shape, *_engine.geometry_at(geometry)
+        self._core = _engine.TensorCall(*sizes, DTYPES[dtype], input_stride, weight_stride)
+        self.fits = (
+            self._core.fits
+        )  # (input, weight, bias or None) -> whether they are plain and what this was made for
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, panels: Any = None) -> Tensor:
         """Return the output, in the memory format of the call's input."""
-        return self._run(_engine.forward_at, input, weight, self._output, bias, panels)
+        output = self._output.empty(input)
+        try:
+            self._core.forward(input, weight, bias, output, _threads(), panels)
+        except _engine.Unaddressable:
+            operands = input.clone(), weight.clone(), None if bias is None else bias.clone()
+            self._core.forward(*operands, output, _threads(), None)
+        return output
 
     def input_grad(self, grad_output: Tensor, weight: Tensor) -> Tensor:
         """Return the gradient of the input, in the input's memory format."""
-        return self._run(_engine.input_grad_at, grad_output, weight, self._grad_input)
+        return _written(self._core.input_grad, grad_output, weight, self._grad_input)
 
     def weight_grad(self, input: Tensor, grad_output: Tensor) -> Tensor:
         """Return the gradient of the weight, in the weight's memory format, so that autograd can keep it as it is."""
-        return self._run(_engine.weight_grad_at, input, grad_output, self._grad_weight)
+        return _written(self._core.weight_grad, input, grad_output, self._grad_weight)
 
-    def _run(
-        self,
-        function: Any,
-        first: Tensor,
-        second: Tensor,
-        target: _Layout,
-        bias: Tensor | None = None,
-        panels: Any = None,
-    ) -> Tensor:
-        addresses = first.data_ptr(), second.data_ptr(), 0 if bias is None else bias.data_ptr()
-        if (addresses[0] | addresses[1] | addresses[2]) % self._itemsize:  # only torch.frombuffer makes such tensors
-            return self._run(function, first.clone(), second.clone(), target, None if bias is None else bias.clone())
-        result = target.empty()
-        function(
-            self._dtype,
-            (addresses[0], addresses[1], result.data_ptr()),
-            first.stride(),
-            second.stride(),
-            target.stride,
-            addresses[2],
-            *self._sizes,
-            _engine.threads_at(torch.get_num_threads()),
-            panels,
-        )
-        return result
+
+def _written(function: Any, first: Tensor, second: Tensor, target: _Layout) -> Tensor:
+    result = target.empty(first)
+    try:
+        function(first, second, result, _threads())
+    except _engine.Unaddressable:
+        function(first.clone(), second.clone(), result, _threads())
+    return result
+
+
+def _threads() -> int:
+    return _engine.threads_at(torch.get_num_threads())
 
 
 class _Layout:
@@ -166,21 +171,20 @@ class _Layout:
         self.shape, self.stride = shape, tuple(steps[axis + 1] for axis in self._axes)
         self._dtype = dtype
 
-    def empty(self) -> Tensor:
-        """Return an uninitialized tensor. Large ones hold a buffer of the output pool until they die."""
+    def empty(self, like: Tensor) -> Tensor:
+        """Return an uninitialized tensor on the device of ``like`` and of its dtype, which is that of the layout.
+
+        Large ones hold a buffer of the output pool until they die.
+        """
         if not self._pooled:
-            return self._allocated()
+            return like.new_empty_strided(self.shape, self.stride)
         try:
             array = _engine.pooled_at(self._in_memory, _POOL_NAMES.get(self._dtype, "uint16"))
         except MemoryError:  # PyTorch's allocator may still find some, or raises what its users expect
-            return self._allocated()
+            return like.new_empty_strided(self.shape, self.stride)
         tensor = torch.from_numpy(array.transpose(self._axes))
         # Of a view autograd would remember the base and refuse writes in place; .data forgets it.
         return tensor if tensor.dtype is self._dtype else tensor.view(self._dtype).data
-
-    def _allocated(self) -> Tensor:
-        # The device is named for backward passes under torch.set_default_device.
-        return torch.empty_strided(self.shape, self.stride, dtype=self._dtype, device="cpu")
 
 
 def is_channels_last(shape: Shape, stride: Shape) -> bool:

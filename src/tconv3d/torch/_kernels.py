@@ -44,7 +44,7 @@ def forward(
     call = _forward_call(_seen(input), _seen(weight), kept, *sizes, groups)
     if call is None:
         return _aten.conv_transpose3d(input, weight, bias, stride, dilation, crop_front, crop_back, groups)
-    return call.forward(input, weight, None if bias is None else bias.contiguous())
+    return call.forward(input, weight, bias)
 
 
 def input_grad(

@@ -44,9 +44,15 @@ def run(calls: Calls, input: Tensor, weight: Tensor, bias: Tensor | None, panels
 
     ``panels`` are the packed forms of a frozen weight.
     """
-    if not (_is_eager() and _is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias))):
+    if not _is_eager():
         return None
-    if torch.is_autocast_enabled("cpu"):
+    autocast = torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu")
+    call = calls.latest
+    if call is not None and not autocast and call.fits(input, weight, bias):
+        return _run(call, input, weight, bias, panels)
+    if not (_is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias))):
+        return None
+    if autocast:
         lower = torch.get_autocast_dtype("cpu")
         if weight.dtype is not lower:
             panels = None
@@ -60,8 +66,10 @@ def run(calls: Calls, input: Tensor, weight: Tensor, bias: Tensor | None, panels
     call = calls.call(input, weight, bias)
     if call is None:
         return None
-    if bias is not None and not bias.is_contiguous():
-        bias = bias.contiguous()
+    return _run(call, input, weight, bias, panels)
+
+
+def _run(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None, panels: Any) -> Tensor:
     if torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
