@@ -262,7 +262,7 @@ bool has_team(int threads) {
   return threads <= most && has_openmp_team(threads) && !team_rests();
 }
 
-void parallel_for(int64_t tasks, int threads, const std::function<void(int64_t, int)>& body, const std::function<bool()>& stop) {
+void share_tasks(int64_t tasks, int threads, const std::function<void(int64_t, int)>& body, const std::function<bool()>& stop) {
   Job job;
   job.body = &body;
   job.tasks = tasks;
