@@ -23,8 +23,13 @@ constexpr int64_t kMaxCopiedBytes = int64_t(32) << 20;
 constexpr double kPointerFactor = 1.15;  // against the other families on layers where both fit
 constexpr double kSegmentStart = 40;     // cycles to load a segment's pointers and fetch its rows: half of the time at 16 channels, nothing at 512
 constexpr double kFarElement = 2;        // of a copy that goes to memory and comes back
+constexpr double kStoredLane = 0.5;      // cycles of a sum of a channels-last target
+constexpr double kTurnedLane = 1.8;      // what the other families take to turn such a sum, which their prices leave out
+constexpr double kStoredRun = 25;        // cycles of a position in each run of neighbours of such a target
 constexpr double kStoredPosition = 60;   // cycles of a position in a column tile besides its columns, where several phases are stored together
-constexpr int64_t kTaskPositions = 256;  // positions whose accumulators stay in the second-level cache: 256 x 64 x 4 B = 64 KiB
+// Positions of a task and their sums, which stay in the second-level cache. To a channels-last target all columns of a task are stored together, as far as
+// these are enough.
+constexpr int64_t kTaskPositions = 256, kTaskSums = 32768, kTaskColumns = 512;
 
 std::vector<int64_t> tap_key(const Combo& combo) {
   std::vector<int64_t> key;
@@ -35,7 +40,7 @@ std::vector<int64_t> tap_key(const Combo& combo) {
   return key;
 }
 
-std::vector<PhaseSet> phase_sets(const Gather& g) {
+std::vector<PhaseSet> phase_sets(const Gather& g, bool channels_last) {
   std::vector<PhaseSet> sets;
   std::map<std::vector<int64_t>, size_t> index;
   for (const Phase& d : g.axis[0].phases)
@@ -43,7 +48,7 @@ std::vector<PhaseSet> phase_sets(const Gather& g) {
       for (const Phase& w : g.axis[2].phases) {
         const Combo combo{&d, &h, &w};
         const auto [at, fresh] = index.emplace(tap_key(combo), sets.size());
-        if (fresh) sets.push_back({{}, int64_t(d.taps.size() * h.taps.size() * w.taps.size())});
+        if (fresh) sets.push_back({{}, int64_t(d.taps.size() * h.taps.size() * w.taps.size()), channels_last});
         sets[at->second].members.push_back(combo);
       }
   return sets;
@@ -92,15 +97,17 @@ template <class T>
 class ChannelsRun {
  public:
   ChannelsRun(const Gather& g, const Panels& panels, const std::vector<TileShape>& shapes, const Rows<T>& rows, const Kernels& kernels)
-      : g_(g), panels_(panels), shapes_(shapes), rows_(rows), k_(tiles<T>(kernels)), zeros_(size_t(g.channels), T(0)) {
+      : g_(g), panels_(panels), shapes_(shapes), rows_(rows), k_(tiles<T>(kernels)), zeros_(size_t(g.channels), T(0)), stream_(outgrows_caches(g)) {
     for (size_t s = 0; s < panels.sets().size(); ++s) {
       const PanelSet& set = panels.sets()[s];
       extents_.push_back(set_positions(set.phases));
-      const int64_t positions = g.batch * volume(extents_[s]), ranges = ceil_div(positions, kTaskPositions);
-      for (size_t t = 0; t < set.tiles.size(); ++t) {
-        widest_ = std::max(widest_, set.tiles[t].width);
+      for (size_t first = 0, last; first < set.tiles.size(); first = last) {
+        for (last = first + 1; set.phases.channels_last && last < set.tiles.size() && width(set, first, last + 1) <= kTaskColumns;) ++last;
+        const int64_t columns = width(set, first, last), positions = g.batch * volume(extents_[s]);
+        const int64_t ranges = ceil_div(positions, std::min(kTaskPositions, kTaskSums / columns));
+        most_sums_ = std::max(most_sums_, (ceil_div(positions, ranges) + kMaxPointerRows) * columns);
         for (int64_t group = 0; group < g.groups; ++group)
-          for (int64_t r = 0; r < ranges; ++r) tasks_.push_back({s, t, group, r * positions / ranges, (r + 1) * positions / ranges});
+          for (int64_t r = 0; r < ranges; ++r) tasks_.push_back({s, first, last, columns, group, r * positions / ranges, (r + 1) * positions / ranges});
       }
     }
     // Long tasks first: the last ones even out the threads.
@@ -109,12 +116,12 @@ class ChannelsRun {
   }
 
   int64_t tasks() const { return int64_t(tasks_.size()); }
-  int64_t scratch_size() const { return (kTaskPositions + kMaxPointerRows) * widest_; }
+  int64_t scratch_size() const { return most_sums_; }
 
   // Elements of a task's sums.
   int64_t sums(int64_t index) const {
     const Task& task = tasks_[size_t(index)];
-    return (task.end - task.begin) * panels_.sets()[task.set].tiles[task.tile].width;
+    return (task.end - task.begin) * task.columns;
   }
 
   // The positions of a task. The image runs fastest, so that a tile of a large batch holds one place and leaves out the taps that miss it. Counted on from the
@@ -142,29 +149,38 @@ class ChannelsRun {
   void multiply(int64_t index, const std::vector<Place>& places, bool accumulate, T* c) const {
     const Task& task = tasks_[size_t(index)];
     const PanelSet& set = panels_.sets()[task.set];
-    const ColumnTile& tile = set.tiles[task.tile];
     const int64_t tile_rows = shapes_[task.set].rows;
-    std::vector<const T*> pointers(size_t(set.phases.taps * tile_rows));
     std::vector<int64_t> lane_offset(size_t(set.phases.taps));
+    std::vector<Aim> aims(size_t(ceil_div(task.end - task.begin, tile_rows)));
+    std::vector<const T*> pointers(size_t(set.phases.taps) * places.size());
+    std::vector<int64_t> taps(size_t(set.phases.taps) * aims.size());
     for (int64_t channel = 0; channel < g_.channels; channel += panels_.chunk()) {
       const int64_t channels = std::min(panels_.chunk(), g_.channels - channel);
-      PointerTile<T> job;
-      job.rows = pointers.data();
-      job.lanes = panels_.template at<T>(set, task.group, tile, channel);
-      job.lane_offset = lane_offset.data();
-      job.steps = channels;
-      job.row_step = 1;
-      job.lane_step = job.ldc = tile.width;
-      job.accumulate = accumulate || channel > 0;
-      for (int64_t p = task.begin; p < task.end; p += tile_rows) {
-        const int64_t rows = std::min(tile_rows, task.end - p);
-        job.segments = 0;
-        for_each_tap(set.phases.members[0], [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) {
-          if (!aim(&pointers[size_t(job.segments * rows)], &places[size_t(p - task.begin)], rows, task.group * rows_.group + channel, d, h, w)) return;
-          lane_offset[size_t(job.segments++)] = t * channels * tile.width;
-        });
-        job.c = c + (p - task.begin) * tile.width;
-        k_.pointer[tile.width / k_.lanes][rows](job);
+      for (size_t i = 0; i < aims.size(); ++i) {
+        const size_t at = i * size_t(tile_rows);
+        aims[i] = {pointers.data() + at * size_t(set.phases.taps), taps.data() + i * size_t(set.phases.taps), std::min(tile_rows, int64_t(places.size() - at)),
+                   0};
+        aim_tile(aims[i], set.phases.members[0], &places[at], task.group * rows_.group + channel);
+      }
+      T* sums = c;
+      for (size_t t = task.first; t < task.last; sums += set.tiles[t++].width) {
+        const int64_t width = set.tiles[t].width;
+        PointerTile<T> job;
+        job.lanes = panels_.template at<T>(set, task.group, set.tiles[t], channel);
+        job.lane_offset = lane_offset.data();
+        job.steps = channels;
+        job.row_step = 1;
+        job.lane_step = width;
+        job.c = sums;
+        job.ldc = task.columns;
+        job.accumulate = accumulate || channel > 0;
+        for (const Aim& a : aims) {
+          for (int64_t s = 0; s < a.segments; ++s) lane_offset[size_t(s)] = a.taps[s] * channels * width;
+          job.rows = a.pointers;
+          job.segments = a.segments;
+          k_.pointer[width / k_.lanes][a.rows](job);
+          job.c += a.rows * task.columns;
+        }
       }
     }
   }
@@ -172,23 +188,44 @@ class ChannelsRun {
   void store(int64_t index, const std::vector<Place>& places, const T* c) const {
     const Task& task = tasks_[size_t(index)];
     const PanelSet& set = panels_.sets()[task.set];
-    const ColumnTile& tile = set.tiles[task.tile];
-    const int64_t members = int64_t(set.phases.members.size());
-    std::vector<T> bias(size_t(tile.count), T(0));
+    const int64_t begin = set.tiles[task.first].begin, count = set.tiles[task.last - 1].begin + set.tiles[task.last - 1].count - begin;
+    const Columns columns{task, set.phases, begin, count};
+    std::vector<T> bias(size_t(count), T(0));
     if (g_.bias)
-      for (int64_t m = 0; m < tile.count; ++m)
-        k_.load_run(&bias[size_t(m)], 1, g_.bias->at((task.group * g_.columns + (tile.begin + m) / members) * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
-    if (members > 1)
-      store_by_position(task, set, tile, places, c, bias.data());
+      for (int64_t m = 0; m < count; ++m)
+        k_.load_run(&bias[size_t(m)], 1, g_.bias->at((task.group * g_.columns + set.phases.m(begin + m, g_.columns)) * g_.bias->stride[0]), 1, 1,
+                    g_.bias->dtype);
+    if (set.phases.channels_last)
+      store_channels_last(columns, places, c, bias.data());
+    else if (set.phases.members.size() > 1)
+      store_by_position(columns, places, c, bias.data());
     else
-      store_by_column(task, set, tile, places, c, bias.data());
+      store_by_column(columns, places, c, bias.data());
   }
 
  private:
   struct Task {
-    size_t set, tile;
+    size_t set, first, last;  // tiles
+    int64_t columns;          // of them together, padded
     int64_t group, begin, end;
   };
+
+  static int64_t width(const PanelSet& set, size_t first, size_t last) {
+    return set.tiles[last - 1].start + set.tiles[last - 1].width - set.tiles[first].start;
+  }
+
+  // The rows of a tile: where each reads the taps that any of them has.
+  struct Aim {
+    const T** pointers;  // [segment][row]
+    int64_t* taps;       // of each segment
+    int64_t rows, segments;
+  };
+
+  void aim_tile(Aim& a, const Combo& combo, const Place* places, int64_t channel) const {
+    for_each_tap(combo, [&](int64_t tap, const Tap& d, const Tap& h, const Tap& w) {
+      if (aim(a.pointers + a.segments * a.rows, places, a.rows, channel, d, h, w)) a.taps[a.segments++] = tap;
+    });
+  }
 
   // Source rows of `rows` positions for one tap; false where none of them exists.
   bool aim(const T** to, const Place* places, int64_t rows, int64_t channel, const Tap& d, const Tap& h, const Tap& w) const {
@@ -211,53 +248,89 @@ class ChannelsRun {
     return any;
   }
 
-  // Several phases in a row of the tile: their targets are neighbours, so a position's columns are written together. Where phases differ
-  // in length, the positions past the end of some go one by one.
-  void store_by_position(const Task& task, const PanelSet& set, const ColumnTile& tile, const std::vector<Place>& places, const T* c, const T* bias) const {
-    const View& target = g_.target;
-    const int64_t members = int64_t(set.phases.members.size());
-    std::vector<int64_t> offset(size_t(tile.count));
-    std::array<int64_t, 3> shortest = extents_[task.set];
-    int64_t member = tile.begin % members, channel = (task.group * g_.columns + tile.begin / members) * target.stride[1];
-    for (int64_t m = 0; m < tile.count; ++m) {
-      const Combo& combo = set.phases.members[size_t(member)];
-      offset[size_t(m)] = channel;
+  // The columns of a task that are stored.
+  struct Columns {
+    const Task& task;
+    const PhaseSet& set;
+    int64_t begin, count;
+  };
+
+  // Where each goes from a position's place in the target, and up to which position of each axis all of them exist.
+  std::array<int64_t, 3> aim_columns(const Columns& n, int64_t* offset) const {
+    std::array<int64_t, 3> shortest = extents_[n.task.set];
+    for (int64_t m = 0; m < n.count; ++m) {
+      const Combo& combo = n.set.members[n.set.member(n.begin + m, g_.columns)];
+      offset[m] = (n.task.group * g_.columns + n.set.m(n.begin + m, g_.columns)) * g_.target.stride[1];
       for (size_t a = 0; a < 3; ++a) {
-        offset[size_t(m)] += combo[a]->first * target.stride[a + 2];
+        offset[m] += combo[a]->first * g_.target.stride[a + 2];
         shortest[a] = std::min(shortest[a], combo[a]->count);
       }
-      if (++member < members) continue;
-      member = 0;
-      channel += target.stride[1];
     }
+    return shortest;
+  }
+
+  int64_t target_of(const Place& at) const {
+    int64_t to = at[0] * g_.target.stride[0];
+    for (size_t a = 0; a < 3; ++a) to += at[a + 1] * g_.axis[a].target_step * g_.target.stride[a + 2];
+    return to;
+  }
+
+  static bool is_inside(const Place& at, const std::array<int64_t, 3>& end) { return at[1] < end[0] && at[2] < end[1] && at[3] < end[2]; }
+
+  // A position past the end of some phases.
+  void store_one_by_one(const Columns& n, const Place& at, const int64_t* offset, const T* row, const T* bias) const {
+    for (int64_t m = 0; m < n.count; ++m) {
+      const Combo& combo = n.set.members[n.set.member(n.begin + m, g_.columns)];
+      if (is_inside(at, {combo[0]->count, combo[1]->count, combo[2]->count}))
+        k_.store_columns(g_.target.at(target_of(at)), offset + m, true, row + m, bias + m, 1, g_.target.dtype);
+    }
+  }
+
+  // Several phases in a row of the tile: a position's targets are neighbours and written together.
+  void store_by_position(const Columns& n, const std::vector<Place>& places, const T* c, const T* bias) const {
+    std::vector<int64_t> offset(static_cast<size_t>(n.count));
+    const std::array<int64_t, 3> shortest = aim_columns(n, offset.data());
     bool contiguous = true;
     for (size_t m = 1; m < offset.size(); ++m) contiguous = contiguous && offset[m] == offset[0] + int64_t(m);
+    for (const Place& at : places) {
+      if (is_inside(at, shortest))
+        k_.store_columns(g_.target.at(target_of(at)), offset.data(), contiguous, c, bias, n.count, g_.target.dtype);
+      else
+        store_one_by_one(n, at, offset.data(), c, bias);
+      c += n.task.columns;
+    }
+  }
+
+  // Channels last: run after run of columns that are neighbours in the target, each for the positions that lie equally far apart.
+  void store_channels_last(const Columns& n, const std::vector<Place>& places, const T* c, const T* bias) const {
+    std::vector<int64_t> offset(static_cast<size_t>(n.count)), to;
+    const std::array<int64_t, 3> shortest = aim_columns(n, offset.data());
+    std::vector<const T*> rows;
     for (size_t p = 0; p < places.size(); ++p) {
-      const Place& at = places[p];
-      int64_t to = at[0] * target.stride[0];
-      bool all = true;
-      for (size_t a = 0; a < 3; ++a) {
-        to += at[a + 1] * g_.axis[a].target_step * target.stride[a + 2];
-        all = all && at[a + 1] < shortest[a];
+      const T* const row = c + int64_t(p) * n.task.columns;
+      if (is_inside(places[p], shortest)) {
+        to.push_back(target_of(places[p]));
+        rows.push_back(row);
+      } else {
+        store_one_by_one(n, places[p], offset.data(), row, bias);
       }
-      const T* row = c + int64_t(p) * tile.width;
-      if (all) {
-        k_.store_columns(target.at(to), offset.data(), contiguous, row, bias, tile.count, target.dtype);
-        continue;
-      }
-      for (int64_t m = 0; m < tile.count; ++m) {
-        const Combo& combo = set.phases.members[size_t((tile.begin + m) % members)];
-        if (at[1] < combo[0]->count && at[2] < combo[1]->count && at[3] < combo[2]->count)
-          k_.store_columns(target.at(to), &offset[size_t(m)], true, row + m, bias + m, 1, target.dtype);
+    }
+    for (int64_t m = 0, end; m < n.count; m = end) {
+      for (end = m + 1; end < n.count && offset[size_t(end)] == offset[size_t(end - 1)] + 1;) ++end;
+      for (size_t p = 0, last; p < to.size(); p = last) {
+        const int64_t step = p + 1 < to.size() ? to[p + 1] - to[p] : 0;
+        for (last = p + 1; last < to.size() && to[last] - to[last - 1] == step && rows[last] - rows[last - 1] == n.task.columns;) ++last;
+        k_.store_lanes(
+            {static_cast<T*>(g_.target.at(to[p] + offset[size_t(m)])), step, rows[p] + m, n.task.columns, bias + m, end - m, int64_t(last - p), stream_});
       }
     }
   }
 
-  void store_by_column(const Task& task, const PanelSet& set, const ColumnTile& tile, const std::vector<Place>& places, const T* c, const T* bias) const {
+  void store_by_column(const Columns& n, const std::vector<Place>& places, const T* c, const T* bias) const {
     std::vector<int64_t> offset(places.size()), from(places.size());
-    const int64_t kept = aim_target(set.phases.members[0], places, offset.data(), from.data());
-    for (int64_t m = 0; m < tile.count; ++m)
-      k_.store_scattered(g_.target.at((task.group * g_.columns + tile.begin + m) * g_.target.stride[1]), offset.data(), c + m, from.data(), tile.width, kept,
+    const int64_t kept = aim_target(n.set.members[0], places, offset.data(), from.data());
+    for (int64_t m = 0; m < n.count; ++m)
+      k_.store_scattered(g_.target.at((n.task.group * g_.columns + n.begin + m) * g_.target.stride[1]), offset.data(), c + m, from.data(), n.task.columns, kept,
                          bias[m], g_.target.dtype);
   }
 
@@ -285,9 +358,10 @@ class ChannelsRun {
   const Rows<T>& rows_;
   const TileKernels<T>& k_;
   std::vector<T> zeros_;
+  const bool stream_;
   std::vector<Task> tasks_;
   std::vector<std::array<int64_t, 3>> extents_;  // of each set, in positions
-  int64_t widest_ = 0;
+  int64_t most_sums_ = 0;
 };
 
 template <class T>
@@ -422,15 +496,19 @@ std::unique_ptr<Plan> plan_channels(const Gather& g, const PlanContext& context)
       kTransposedElement * double(ceil_div(width, k.lanes) * k.lanes) / double(width) + (source * sizeof(T) > kThirdLevelBytes ? kFarElement : 0);
   double cycles = context.source_is_rows ? 0 : source * copied;
   int64_t tasks = 0;
-  plan->sets = phase_sets(g);
+  plan->sets = phase_sets(g, context.target_is_rows);
   for (const PhaseSet& set : plan->sets) {
     const int64_t columns = int64_t(set.members.size()) * g.columns, positions = g.batch * volume(set_positions(set));
     const TileShape shape = tile_shape<T>(k, columns, positions, read_cycles<T>(source));
     const int64_t column_tiles = ceil_div(columns, shape.vectors * k.lanes);
     const double segments = double(set.taps * ceil_div(g.channels, context.chunk));
-    const double setup = segments * (4 + kSegmentStart / double(shape.rows)) + kTileCall / double(shape.rows) + (set.members.size() > 1 ? kStoredPosition : 0);
-    cycles +=
-        double(g.groups * positions) * (double(set.taps * g.channels) * shape.cycles + setup * double(column_tiles) + kScatteredElement * double(columns));
+    const double setup = segments * (4 + kSegmentStart / double(shape.rows)) + kTileCall / double(shape.rows);
+    double stored = kScatteredElement * double(columns);
+    if (context.target_is_rows && g.groups == 1)
+      stored = (kStoredLane - kTurnedLane) * double(columns) + kStoredRun * std::ceil(double(set.members.size()) / double(g.axis[2].phases.size()));
+    else if (set.members.size() > 1)
+      stored += kStoredPosition * double(column_tiles);
+    cycles += double(g.groups * positions) * (double(set.taps * g.channels) * shape.cycles + setup * double(column_tiles) + stored);
     tasks += g.groups * column_tiles * ceil_div(positions, kTaskPositions);
     plan->shapes.push_back(shape);
   }

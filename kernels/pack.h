@@ -627,6 +627,11 @@ static void store_positions(const PositionStore<T>& a) {
 
 template <class T>
 static void store_lanes(const PositionStore<T>& a) {
+  if (a.stream && a.step == a.columns && a.columns % kLanes<T> == 0 && reinterpret_cast<uintptr_t>(a.out) % sizeof(Vec<T>) == 0) {
+    for (int64_t p = 0; p < a.n; ++p)
+      for (int64_t m = 0; m < a.columns; m += kLanes<T>) store_past_cache(a.out + p * a.step + m, load<T>(a.c + p * a.ld + m) + load<T>(a.bias + m));
+    return;
+  }
   for (int64_t p = 0; p < a.n; ++p) {
     T* const out = a.out + p * a.step;
     const T* const c = a.c + p * a.ld;

@@ -57,7 +57,7 @@ Panels::Panels(const Gather& g, std::vector<PanelSet> sets, int64_t chunk) : g_(
 PackedPanels::Key Panels::key(int64_t element_size) const {
   PackedPanels::Key key{element_size, g_.groups, g_.channels, g_.columns, g_.weight_channel, chunk_};
   for (const PanelSet& set : sets_) {
-    key.push_back(-1);
+    key.push_back(set.phases.channels_last ? -3 : -1);
     for (const ColumnTile& tile : set.tiles) key.push_back(tile.width);
     for (const Combo& c : set.phases.members)
       for (const Phase* p : c) {
@@ -104,12 +104,12 @@ void Panels::pack_all_kernels(T* to, const Kernels& kernels, int64_t group, size
 
 template <class T>
 void Panels::pack_tile(T* to, const Kernels& kernels, const PanelSet& set, int64_t group, const ColumnTile& tile, int64_t channel) const {
-  const int64_t taps = set.phases.taps, columns = tile.count, members = int64_t(set.phases.members.size());
+  const int64_t taps = set.phases.taps, columns = tile.count;
   std::vector<int64_t> column_offset(static_cast<size_t>(columns)), tap_offset(size_t(taps * columns));
   for (int64_t m = 0; m < columns; ++m) {
     const int64_t column = tile.begin + m;
-    column_offset[size_t(m)] = column / members * g_.weight_column;
-    for_each_tap(set.phases.members[size_t(column % members)],
+    column_offset[size_t(m)] = set.phases.m(column, g_.columns) * g_.weight_column;
+    for_each_tap(set.phases.members[set.phases.member(column, g_.columns)],
                  [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) { tap_offset[size_t(t * columns + m)] = kernel_element(g_, d, h, w); });
   }
   const WeightPack<T> job{to + offset(set, group, tile, channel),
@@ -126,7 +126,7 @@ void Panels::pack_tile(T* to, const Kernels& kernels, const PanelSet& set, int64
 
 // True where a channel's row of the weights holds the columns of the set side by side: a tap for each phase, as with kernel == stride.
 bool Panels::columns_lie_in_rows(const PanelSet& set) const {
-  if (set.phases.taps != 1 || g_.weight_column != int64_t(set.phases.members.size())) return false;
+  if (set.phases.taps != 1 || (set.phases.channels_last && set.phases.members.size() > 1) || g_.weight_column != int64_t(set.phases.members.size())) return false;
   bool in_order = true;
   int64_t member = 0;
   for (const Combo& combo : set.phases.members)

@@ -8,10 +8,16 @@
 
 namespace tconv3d {
 
-// Phases that read the same source samples; their columns may share a tile. columns = [m][member]: neighbours in the target lie side by side.
+// Phases that read the same source samples; their columns may share a tile. columns = [m][member] or, with `channels_last`, [member][m]: neighbours in the
+// target lie side by side.
 struct PhaseSet {
   std::vector<Combo> members;
   int64_t taps;
+  bool channels_last = false;
+
+  // Of a column, with so many m.
+  size_t member(int64_t column, int64_t count) const { return size_t(channels_last ? column / count : column % int64_t(members.size())); }
+  int64_t m(int64_t column, int64_t count) const { return channels_last ? column % count : column / int64_t(members.size()); }
 };
 
 struct ColumnTile {

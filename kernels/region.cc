@@ -7,16 +7,12 @@ namespace tconv3d {
 
 namespace {
 
-// Results that outgrow the caches are stored past them, so that no line is fetched only to be overwritten; but only in whole lines: rows that
-// share a line cost more than they save (63-wide rows: 3 times slower).
-constexpr int64_t kStreamBytes = int64_t(32) << 20;
-
+// Only in whole lines: rows that share a line cost more than they save (63-wide rows: 3 times slower).
 bool streams(const Gather& g) {
   const View& t = g.target;
-  const int64_t elements = g.batch * g.groups * g.columns * g.axis[0].target_size * g.axis[1].target_size * g.axis[2].target_size;
   bool lines = t.stride[4] == 1 && uintptr_t(t.data) % 64 == 0;
   for (size_t a = 0; a < 4; ++a) lines = lines && t.stride[a] * t.element_size() % 64 == 0;
-  return lines && elements * t.element_size() >= kStreamBytes;
+  return lines && outgrows_caches(g);
 }
 
 // Are rows stored whole, or in parts of whole lines?

@@ -46,6 +46,8 @@ CASES = {
     "one_position": Case(2, (513, 40), 1, (1, 1, 1), (4, 4, 4), (1, 1, 1), (1, 1, 1), (0, 0, 0), (4, 4, 4)),
     "one_plane": Case(2, (40, 24), 1, (1, 9, 17), (4, 4, 4), (2, 2, 2), (1, 1, 1), (1, 1, 1), (2, 18, 34)),
     "one_sample_dilated": Case(2, (40, 60), 2, (1, 1, 3), (3, 3, 3), (2, 2, 2), (3, 2, 1), (1, 0, 1), (6, 5, 6)),
+    "kernel_is_stride_ragged": Case(1, (24, 40), 1, (3, 4, 9), (2, 2, 2), (2, 2, 2), (1, 1, 1), (0, 0, 0), (5, 7, 17)),
+    "kernel_is_stride_many": Case(1, (16, 24), 1, (2, 3, 5), (2, 4, 4), (2, 4, 4), (1, 1, 1), (0, 0, 0), (4, 12, 20)),
     "kernel_is_stride_groups": Case(2, (48, 40), 2, (3, 4, 5), (2, 2, 2), (2, 2, 2), (1, 1, 1), (0, 0, 0), (6, 8, 10)),
     "one_channel_out": Case(2, (64, 1), 1, (6, 7, 21), (5, 5, 5), (3, 3, 3), (1, 1, 1), (2, 2, 2), (18, 21, 63)),
     "depthwise": Case(2, (12, 12), 12, (5, 9, 19), (3, 3, 3), (2, 2, 2), (1, 1, 1), (1, 1, 1), (9, 17, 37)),
@@ -164,8 +166,12 @@ def test_prepared_and_live_weights(active_isa: str, case: str, dtype: str) -> No
     g = o.geometry
     prepared = tconv3d.prepare(o.weight, g.stride, g.dilation, g.groups)
     live = _engine.forward(o.x, o.weight, o.bias, g)
-    for _ in range(2):  # the first call packs, the second finds the panels
-        assert_same_bytes(live, _engine.forward(o.x, prepared, o.bias, g))
+    for layout in (
+        np.ascontiguousarray,
+        channels_last,
+        np.ascontiguousarray,
+    ):  # the first packs, the last finds the panels
+        assert_same_bytes(live, _engine.forward(layout(o.x), prepared, o.bias, g, layout(np.full_like(live, 77))))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -142,6 +142,7 @@ struct PositionStore {
   int64_t ld;
   const T* bias;
   int64_t columns, n;
+  bool stream = false;  // past the cache, where positions follow each other without a gap
 };
 
 // Packed weights of one column tile: dst[tap][channel][column] for `channels` channels from `src`.
