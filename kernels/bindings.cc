@@ -14,6 +14,7 @@
 #include <string_view>
 
 #include "calls.h"
+#include "pytorch.h"
 #include "start.h"
 
 namespace nb = nanobind;

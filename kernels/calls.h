@@ -39,7 +39,4 @@ enum class Op : int { forward, input_grad, weight_grad };
 void run(Op op, const Problem& p, const View& a, const View& b, const View* bias, const View& c, const Options& o);
 void run_bias_grad(const Problem& p, const View& gy, const View& gb, const Options& o);
 
-// The class of calls on PyTorch's tensors (pytorch.cc).
-void bind_pytorch(nanobind::module_& m);
-
 }  // namespace tconv3d

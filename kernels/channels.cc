@@ -24,12 +24,15 @@ constexpr double kPointerFactor = 1.15;  // against the other families on layers
 constexpr double kSegmentStart = 40;     // cycles to load a segment's pointers and fetch its rows: half of the time at 16 channels, nothing at 512
 constexpr double kFarElement = 2;        // of a copy that goes to memory and comes back
 constexpr double kStoredLane = 0.5;      // cycles of a sum of a channels-last target
-constexpr double kTurnedLane = 1.8;      // what the other families take to turn such a sum, which their prices leave out
 constexpr double kStoredRun = 25;        // cycles of a position in each run of neighbours of such a target
-constexpr double kStoredPosition = 60;   // cycles of a position in a column tile besides its columns, where several phases are stored together
-// Positions of a task and their sums, which stay in the second-level cache. To a channels-last target all columns of a task are stored together, as far as
-// these are enough.
+// More phases than those of a kernel of 2 leave a few elements of each line of the weights to one of them: packed anew on each call, 512 to 512 channels from
+// 1^3 to 4^3 took three times as long.
+constexpr int64_t kMostTurnedMembers = 8;
+constexpr double kStoredPosition = 60;  // cycles of a position in a column tile besides its columns, where several phases are stored together
+// Positions of a task and their sums, which stay in the second-level cache. To a channels-last target tiles of up to kTaskColumns columns go together, where
+// two tasks for each thread are left.
 constexpr int64_t kTaskPositions = 256, kTaskSums = 32768, kTaskColumns = 512;
+constexpr int64_t kTaskPointers = 4096;  // into the source, of the positions that one pass over such tiles serves: 32 KiB
 
 std::vector<int64_t> tap_key(const Combo& combo) {
   std::vector<int64_t> key;
@@ -48,9 +51,10 @@ std::vector<PhaseSet> phase_sets(const Gather& g, bool channels_last) {
       for (const Phase& w : g.axis[2].phases) {
         const Combo combo{&d, &h, &w};
         const auto [at, fresh] = index.emplace(tap_key(combo), sets.size());
-        if (fresh) sets.push_back({{}, int64_t(d.taps.size() * h.taps.size() * w.taps.size()), channels_last});
+        if (fresh) sets.push_back({{}, int64_t(d.taps.size() * h.taps.size() * w.taps.size())});
         sets[at->second].members.push_back(combo);
       }
+  for (PhaseSet& set : sets) set.channels_last = channels_last && int64_t(set.members.size()) <= kMostTurnedMembers;
   return sets;
 }
 
@@ -96,16 +100,17 @@ using Place = std::array<int64_t, 4>;
 template <class T>
 class ChannelsRun {
  public:
-  ChannelsRun(const Gather& g, const Panels& panels, const std::vector<TileShape>& shapes, const Rows<T>& rows, const Kernels& kernels)
+  ChannelsRun(const Gather& g, const Panels& panels, const std::vector<TileShape>& shapes, const Rows<T>& rows, const Kernels& kernels, int threads)
       : g_(g), panels_(panels), shapes_(shapes), rows_(rows), k_(tiles<T>(kernels)), zeros_(size_t(g.channels), T(0)), stream_(outgrows_caches(g)) {
     for (size_t s = 0; s < panels.sets().size(); ++s) {
       const PanelSet& set = panels.sets()[s];
       extents_.push_back(set_positions(set.phases));
+      const int64_t positions = g.batch * volume(extents_[s]);
+      const bool together = set.phases.channels_last && g.groups * positions * set.padded_columns() >= 2 * threads * kTaskSums;
       for (size_t first = 0, last; first < set.tiles.size(); first = last) {
-        for (last = first + 1; set.phases.channels_last && last < set.tiles.size() && width(set, first, last + 1) <= kTaskColumns;) ++last;
-        const int64_t columns = width(set, first, last), positions = g.batch * volume(extents_[s]);
-        const int64_t ranges = ceil_div(positions, std::min(kTaskPositions, kTaskSums / columns));
-        most_sums_ = std::max(most_sums_, (ceil_div(positions, ranges) + kMaxPointerRows) * columns);
+        for (last = first + 1; together && last < set.tiles.size() && columns_of(set, first, last + 1) <= kTaskColumns;) ++last;
+        const int64_t columns = columns_of(set, first, last), ranges = ceil_div(positions, std::min(kTaskPositions, kTaskSums / columns));
+        most_sums_ = std::max(most_sums_, ceil_div(positions, ranges) * columns);
         for (int64_t group = 0; group < g.groups; ++group)
           for (int64_t r = 0; r < ranges; ++r) tasks_.push_back({s, first, last, columns, group, r * positions / ranges, (r + 1) * positions / ranges});
       }
@@ -124,23 +129,24 @@ class ChannelsRun {
     return (task.end - task.begin) * task.columns;
   }
 
-  // The positions of a task. The image runs fastest, so that a tile of a large batch holds one place and leaves out the taps that miss it. Counted on from the
-  // first: four divisions for each position of each column tile were a tenth of nnunet_320_320_4.
+  // The positions of a task, counted on from the first: four divisions for each position of each column tile were a tenth of nnunet_320_320_4. The image
+  // runs fastest, so that a tile of a large batch holds one place and leaves out the taps that miss it. With one tap none does: there the image runs last, so
+  // that neighbours of the target follow each other.
   std::vector<Place> places(int64_t index) const {
     const Task& task = tasks_[size_t(index)];
-    const std::array<int64_t, 3>& extent = extents_[task.set];
+    const auto& [d, h, w] = extents_[task.set];
+    const Place size{g_.batch, d, h, w};
+    const std::array<size_t, 4> order = panels_.sets()[task.set].phases.taps > 1 ? std::array<size_t, 4>{0, 3, 2, 1} : std::array<size_t, 4>{3, 2, 1, 0};
+    Place at{};
+    int64_t rest = task.begin;
+    for (size_t axis : order) at[axis] = rest % size[axis], rest /= size[axis];
     std::vector<Place> places(size_t(task.end - task.begin));
-    const int64_t q = task.begin / g_.batch;
-    Place at{task.begin % g_.batch, q / (extent[1] * extent[2]), q / extent[2] % extent[1], q % extent[2]};
     for (Place& place : places) {
       place = at;
-      if (++at[0] < g_.batch) continue;
-      at[0] = 0;
-      if (++at[3] < extent[2]) continue;
-      at[3] = 0;
-      if (++at[2] < extent[1]) continue;
-      at[2] = 0;
-      ++at[1];
+      for (size_t axis : order) {
+        if (++at[axis] < size[axis]) break;
+        at[axis] = 0;
+      }
     }
     return places;
   }
@@ -148,41 +154,22 @@ class ChannelsRun {
   // c[position][column] = the products of all channels, or with `accumulate` += them.
   void multiply(int64_t index, const std::vector<Place>& places, bool accumulate, T* c) const {
     const Task& task = tasks_[size_t(index)];
-    const PanelSet& set = panels_.sets()[task.set];
-    const int64_t tile_rows = shapes_[task.set].rows;
-    std::vector<int64_t> lane_offset(size_t(set.phases.taps));
-    std::vector<Aim> aims(size_t(ceil_div(task.end - task.begin, tile_rows)));
-    std::vector<const T*> pointers(size_t(set.phases.taps) * places.size());
-    std::vector<int64_t> taps(size_t(set.phases.taps) * aims.size());
-    for (int64_t channel = 0; channel < g_.channels; channel += panels_.chunk()) {
-      const int64_t channels = std::min(panels_.chunk(), g_.channels - channel);
-      for (size_t i = 0; i < aims.size(); ++i) {
-        const size_t at = i * size_t(tile_rows);
-        aims[i] = {pointers.data() + at * size_t(set.phases.taps), taps.data() + i * size_t(set.phases.taps), std::min(tile_rows, int64_t(places.size() - at)),
-                   0};
-        aim_tile(aims[i], set.phases.members[0], &places[at], task.group * rows_.group + channel);
-      }
-      T* sums = c;
-      for (size_t t = task.first; t < task.last; sums += set.tiles[t++].width) {
-        const int64_t width = set.tiles[t].width;
-        PointerTile<T> job;
-        job.lanes = panels_.template at<T>(set, task.group, set.tiles[t], channel);
-        job.lane_offset = lane_offset.data();
-        job.steps = channels;
-        job.row_step = 1;
-        job.lane_step = width;
-        job.c = sums;
-        job.ldc = task.columns;
-        job.accumulate = accumulate || channel > 0;
-        for (const Aim& a : aims) {
-          for (int64_t s = 0; s < a.segments; ++s) lane_offset[size_t(s)] = a.taps[s] * channels * width;
-          job.rows = a.pointers;
-          job.segments = a.segments;
-          k_.pointer[width / k_.lanes][a.rows](job);
-          job.c += a.rows * task.columns;
+    const PhaseSet& set = panels_.sets()[task.set].phases;
+    const size_t tile_rows = size_t(shapes_[task.set].rows), taps = size_t(set.taps), tiles = ceil_div(places.size(), tile_rows);
+    const size_t at_once = task.last - task.first == 1 ? 1 : std::clamp<size_t>(size_t(kTaskPointers) / std::max<size_t>(1, taps * tile_rows), 1, tiles);
+    std::vector<Aim> aims(at_once);
+    std::vector<const T*> pointers(taps * tile_rows * at_once);
+    std::vector<int64_t> tap_of(taps * at_once), lane_offset(taps);
+    for (int64_t channel = 0; channel < g_.channels; channel += panels_.chunk())
+      for (size_t first = 0; first < tiles; first += at_once) {
+        aims.resize(std::min(at_once, tiles - first));
+        for (size_t i = 0; i < aims.size(); ++i) {
+          const size_t at = (first + i) * tile_rows;
+          aims[i] = {&pointers[i * taps * tile_rows], &tap_of[i * taps], int64_t(std::min(tile_rows, places.size() - at)), 0};
+          aim_tile(aims[i], set.members[0], &places[at], task.group * rows_.group + channel);
         }
+        multiply_tiles(task, aims, channel, lane_offset.data(), accumulate || channel > 0, c + int64_t(first * tile_rows) * task.columns);
       }
-    }
   }
 
   void store(int64_t index, const std::vector<Place>& places, const T* c) const {
@@ -191,10 +178,9 @@ class ChannelsRun {
     const int64_t begin = set.tiles[task.first].begin, count = set.tiles[task.last - 1].begin + set.tiles[task.last - 1].count - begin;
     const Columns columns{task, set.phases, begin, count};
     std::vector<T> bias(size_t(count), T(0));
-    if (g_.bias)
-      for (int64_t m = 0; m < count; ++m)
-        k_.load_run(&bias[size_t(m)], 1, g_.bias->at((task.group * g_.columns + set.phases.m(begin + m, g_.columns)) * g_.bias->stride[0]), 1, 1,
-                    g_.bias->dtype);
+    ColumnWalk column(set.phases, begin, g_.columns);
+    for (int64_t i = 0; g_.bias && i < count; ++i, column.next())
+      k_.load_run(&bias[size_t(i)], 1, g_.bias->at((task.group * g_.columns + column.m()) * g_.bias->stride[0]), 1, 1, g_.bias->dtype);
     if (set.phases.channels_last)
       store_channels_last(columns, places, c, bias.data());
     else if (set.phases.members.size() > 1)
@@ -210,7 +196,7 @@ class ChannelsRun {
     int64_t group, begin, end;
   };
 
-  static int64_t width(const PanelSet& set, size_t first, size_t last) {
+  static int64_t columns_of(const PanelSet& set, size_t first, size_t last) {
     return set.tiles[last - 1].start + set.tiles[last - 1].width - set.tiles[first].start;
   }
 
@@ -225,6 +211,31 @@ class ChannelsRun {
     for_each_tap(combo, [&](int64_t tap, const Tap& d, const Tap& h, const Tap& w) {
       if (aim(a.pointers + a.segments * a.rows, places, a.rows, channel, d, h, w)) a.taps[a.segments++] = tap;
     });
+  }
+
+  // The column tiles of a task, one after the other, for the rows that `aims` tell. `lane_offset`: room for those of a tile's segments.
+  void multiply_tiles(const Task& task, const std::vector<Aim>& aims, int64_t channel, int64_t* lane_offset, bool accumulate, T* c) const {
+    const PanelSet& set = panels_.sets()[task.set];
+    const int64_t channels = std::min(panels_.chunk(), g_.channels - channel);
+    for (size_t t = task.first; t < task.last; ++t) {
+      const int64_t width = set.tiles[t].width;
+      PointerTile<T> job;
+      job.lanes = panels_.template at<T>(set, task.group, set.tiles[t], channel);
+      job.lane_offset = lane_offset;
+      job.steps = channels;
+      job.row_step = 1;
+      job.lane_step = width;
+      job.c = c + set.tiles[t].start - set.tiles[task.first].start;
+      job.ldc = task.columns;
+      job.accumulate = accumulate;
+      for (const Aim& a : aims) {
+        for (int64_t s = 0; s < a.segments; ++s) lane_offset[s] = a.taps[s] * channels * width;
+        job.rows = a.pointers;
+        job.segments = a.segments;
+        k_.pointer[width / k_.lanes][a.rows](job);
+        job.c += a.rows * task.columns;
+      }
+    }
   }
 
   // Source rows of `rows` positions for one tap; false where none of them exists.
@@ -256,19 +267,21 @@ class ChannelsRun {
   };
 
   // Where each goes from a position's place in the target, and up to which position of each axis all of them exist.
-  std::array<int64_t, 3> aim_columns(const Columns& n, int64_t* offset) const {
-    std::array<int64_t, 3> shortest = extents_[n.task.set];
-    for (int64_t m = 0; m < n.count; ++m) {
-      const Combo& combo = n.set.members[n.set.member(n.begin + m, g_.columns)];
-      offset[m] = (n.task.group * g_.columns + n.set.m(n.begin + m, g_.columns)) * g_.target.stride[1];
-      for (size_t a = 0; a < 3; ++a) {
-        offset[m] += combo[a]->first * g_.target.stride[a + 2];
-        shortest[a] = std::min(shortest[a], combo[a]->count);
-      }
+  std::array<int64_t, 3> aim_columns(const Columns& stored, int64_t* offset) const {
+    std::array<int64_t, 3> shortest = extents_[stored.task.set];
+    ColumnWalk column(stored.set, stored.begin, g_.columns);
+    for (int64_t i = 0; i < stored.count; ++i, column.next()) {
+      offset[i] = (stored.task.group * g_.columns + column.m()) * g_.target.stride[1] + first_of(column.phase());
+      for (size_t a = 0; a < 3; ++a) shortest[a] = std::min(shortest[a], column.phase()[a]->count);
     }
     return shortest;
   }
 
+  int64_t first_of(const Combo& combo) const {
+    return combo[0]->first * g_.target.stride[2] + combo[1]->first * g_.target.stride[3] + combo[2]->first * g_.target.stride[4];
+  }
+
+  // In the target, from a phase's first element.
   int64_t target_of(const Place& at) const {
     int64_t to = at[0] * g_.target.stride[0];
     for (size_t a = 0; a < 3; ++a) to += at[a + 1] * g_.axis[a].target_step * g_.target.stride[a + 2];
@@ -276,80 +289,68 @@ class ChannelsRun {
   }
 
   static bool is_inside(const Place& at, const std::array<int64_t, 3>& end) { return at[1] < end[0] && at[2] < end[1] && at[3] < end[2]; }
+  static std::array<int64_t, 3> end_of(const Combo& combo) { return {combo[0]->count, combo[1]->count, combo[2]->count}; }
 
   // A position past the end of some phases.
-  void store_one_by_one(const Columns& n, const Place& at, const int64_t* offset, const T* row, const T* bias) const {
-    for (int64_t m = 0; m < n.count; ++m) {
-      const Combo& combo = n.set.members[n.set.member(n.begin + m, g_.columns)];
-      if (is_inside(at, {combo[0]->count, combo[1]->count, combo[2]->count}))
-        k_.store_columns(g_.target.at(target_of(at)), offset + m, true, row + m, bias + m, 1, g_.target.dtype);
-    }
+  void store_one_by_one(const Columns& stored, const Place& at, const int64_t* offset, const T* row, const T* bias) const {
+    void* const to = g_.target.at(target_of(at));
+    ColumnWalk column(stored.set, stored.begin, g_.columns);
+    for (int64_t i = 0; i < stored.count; ++i, column.next())
+      if (is_inside(at, end_of(column.phase()))) k_.store_columns(to, offset + i, true, row + i, bias + i, 1, g_.target.dtype);
   }
 
   // Several phases in a row of the tile: a position's targets are neighbours and written together.
-  void store_by_position(const Columns& n, const std::vector<Place>& places, const T* c, const T* bias) const {
-    std::vector<int64_t> offset(static_cast<size_t>(n.count));
-    const std::array<int64_t, 3> shortest = aim_columns(n, offset.data());
+  void store_by_position(const Columns& stored, const std::vector<Place>& places, const T* c, const T* bias) const {
+    std::vector<int64_t> offset(static_cast<size_t>(stored.count));
+    const std::array<int64_t, 3> shortest = aim_columns(stored, offset.data());
     bool contiguous = true;
-    for (size_t m = 1; m < offset.size(); ++m) contiguous = contiguous && offset[m] == offset[0] + int64_t(m);
+    for (size_t i = 1; i < offset.size(); ++i) contiguous = contiguous && offset[i] == offset[0] + int64_t(i);
     for (const Place& at : places) {
       if (is_inside(at, shortest))
-        k_.store_columns(g_.target.at(target_of(at)), offset.data(), contiguous, c, bias, n.count, g_.target.dtype);
+        k_.store_columns(g_.target.at(target_of(at)), offset.data(), contiguous, c, bias, stored.count, g_.target.dtype);
       else
-        store_one_by_one(n, at, offset.data(), c, bias);
-      c += n.task.columns;
+        store_one_by_one(stored, at, offset.data(), c, bias);
+      c += stored.task.columns;
     }
   }
 
   // Channels last: run after run of columns that are neighbours in the target, each for the positions that lie equally far apart.
-  void store_channels_last(const Columns& n, const std::vector<Place>& places, const T* c, const T* bias) const {
-    std::vector<int64_t> offset(static_cast<size_t>(n.count)), to;
-    const std::array<int64_t, 3> shortest = aim_columns(n, offset.data());
+  void store_channels_last(const Columns& stored, const std::vector<Place>& places, const T* c, const T* bias) const {
+    std::vector<int64_t> offset(static_cast<size_t>(stored.count)), to;
     std::vector<const T*> rows;
-    for (size_t p = 0; p < places.size(); ++p) {
-      const T* const row = c + int64_t(p) * n.task.columns;
-      if (is_inside(places[p], shortest)) {
-        to.push_back(target_of(places[p]));
-        rows.push_back(row);
+    const std::array<int64_t, 3> shortest = aim_columns(stored, offset.data());
+    for (const Place& at : places) {
+      if (is_inside(at, shortest)) {
+        to.push_back(target_of(at));
+        rows.push_back(c);
       } else {
-        store_one_by_one(n, places[p], offset.data(), row, bias);
+        store_one_by_one(stored, at, offset.data(), c, bias);
       }
+      c += stored.task.columns;
     }
-    for (int64_t m = 0, end; m < n.count; m = end) {
-      for (end = m + 1; end < n.count && offset[size_t(end)] == offset[size_t(end - 1)] + 1;) ++end;
+    for (int64_t i = 0, end; i < stored.count; i = end) {
+      for (end = i + 1; end < stored.count && offset[size_t(end)] == offset[size_t(end - 1)] + 1;) ++end;
       for (size_t p = 0, last; p < to.size(); p = last) {
         const int64_t step = p + 1 < to.size() ? to[p + 1] - to[p] : 0;
-        for (last = p + 1; last < to.size() && to[last] - to[last - 1] == step && rows[last] - rows[last - 1] == n.task.columns;) ++last;
+        for (last = p + 1; last < to.size() && to[last] - to[last - 1] == step && rows[last] - rows[last - 1] == stored.task.columns;) ++last;
         k_.store_lanes(
-            {static_cast<T*>(g_.target.at(to[p] + offset[size_t(m)])), step, rows[p] + m, n.task.columns, bias + m, end - m, int64_t(last - p), stream_});
+            {static_cast<T*>(g_.target.at(to[p] + offset[size_t(i)])), step, rows[p] + i, stored.task.columns, bias + i, end - i, int64_t(last - p), stream_});
       }
     }
   }
 
-  void store_by_column(const Columns& n, const std::vector<Place>& places, const T* c, const T* bias) const {
-    std::vector<int64_t> offset(places.size()), from(places.size());
-    const int64_t kept = aim_target(n.set.members[0], places, offset.data(), from.data());
-    for (int64_t m = 0; m < n.count; ++m)
-      k_.store_scattered(g_.target.at((n.task.group * g_.columns + n.begin + m) * g_.target.stride[1]), offset.data(), c + m, from.data(), n.task.columns, kept,
-                         bias[m], g_.target.dtype);
-  }
-
-  // Where the positions of a task lie in one channel of the target, for one phase; positions past the phase's end are left out.
-  int64_t aim_target(const Combo& combo, const std::vector<Place>& places, int64_t* offset, int64_t* from) const {
-    int64_t kept = 0;
+  // One phase to channels that lie apart: channel by channel, positions past the phase's end left out.
+  void store_by_column(const Columns& stored, const std::vector<Place>& places, const T* c, const T* bias) const {
+    const Combo& combo = stored.set.members[0];
+    std::vector<int64_t> offset, from;
     for (size_t p = 0; p < places.size(); ++p) {
-      const Place& at = places[p];
-      int64_t to = at[0] * g_.target.stride[0];
-      bool inside = true;
-      for (size_t a = 0; a < 3; ++a) {
-        inside = inside && at[a + 1] < combo[a]->count;
-        to += (combo[a]->first + at[a + 1] * g_.axis[a].target_step) * g_.target.stride[a + 2];
-      }
-      if (!inside) continue;
-      offset[kept] = to;
-      from[kept++] = int64_t(p);
+      if (!is_inside(places[p], end_of(combo))) continue;
+      offset.push_back(first_of(combo) + target_of(places[p]));
+      from.push_back(int64_t(p));
     }
-    return kept;
+    for (int64_t i = 0; i < stored.count; ++i)
+      k_.store_scattered(g_.target.at((stored.task.group * g_.columns + stored.begin + i) * g_.target.stride[1]), offset.data(), c + i, from.data(),
+                         stored.task.columns, int64_t(from.size()), bias[i], g_.target.dtype);
   }
 
   const Gather& g_;
@@ -397,7 +398,7 @@ void run_by_chunk(const Gather& g, const std::vector<PanelSet>& sets, const std:
     rows.data += channel;
     Panels panels(part, sets, chunk);
     panels.fill<T>(alone, kernels);
-    const ChannelsRun<T> run(part, panels, shapes, rows, kernels);
+    const ChannelsRun<T> run(part, panels, shapes, rows, kernels, alone.threads);
     if (!sums) {
       int64_t size = 0;
       for (int64_t task = 0; task < run.tasks(); ++task) size += run.sums(task);
@@ -456,7 +457,7 @@ void ChannelsPlan<T>::run(const Gather& g, const Options& options, const Kernels
   const auto run_slab = [&](int64_t slab, int64_t slabs, const Options& with) {
     Panels panels(g, part_of(panel_sets, slab, slabs), chunk);
     panels.fill<T>(with, kernels);
-    const ChannelsRun<T> run(g, panels, shapes, rows, kernels);
+    const ChannelsRun<T> run(g, panels, shapes, rows, kernels, with.threads);
     run_tasks<T>(run.tasks(), run.scratch_size(), with, [&](int64_t task, T* sums) {
       const std::vector<Place> places = run.places(task);
       run.multiply(task, places, false, sums);
@@ -468,7 +469,8 @@ void ChannelsPlan<T>::run(const Gather& g, const Options& options, const Kernels
   const int64_t slabs = slabs_of(int64_t(cache_bytes()) / 2);
   const bool by_chunk =
       g.channels > chunk && bytes / slabs > int64_t(cache_bytes()) / 2 && sum_elements / slabs * int64_t(sizeof(T)) <= int64_t(cache_bytes()) / 4;
-  if (slabs >= 2 * options.threads && (by_chunk || bytes / slabs <= kSlabBytes)) {
+  const bool turned = std::any_of(sets.begin(), sets.end(), [](const PhaseSet& set) { return set.channels_last && set.members.size() > 1; });
+  if (!turned && slabs >= 2 * options.threads && (by_chunk || bytes / slabs <= kSlabBytes)) {
     const Options alone;
     const auto pack_and_run = [&](int64_t slab, int) {
       if (by_chunk)
@@ -504,8 +506,8 @@ std::unique_ptr<Plan> plan_channels(const Gather& g, const PlanContext& context)
     const double segments = double(set.taps * ceil_div(g.channels, context.chunk));
     const double setup = segments * (4 + kSegmentStart / double(shape.rows)) + kTileCall / double(shape.rows);
     double stored = kScatteredElement * double(columns);
-    if (context.target_is_rows && g.groups == 1)
-      stored = (kStoredLane - kTurnedLane) * double(columns) + kStoredRun * std::ceil(double(set.members.size()) / double(g.axis[2].phases.size()));
+    if (set.channels_last && g.groups == 1)
+      stored = kStoredLane * double(columns) + kStoredRun * std::ceil(double(set.members.size()) / double(g.axis[2].phases.size()));
     else if (set.members.size() > 1)
       stored += kStoredPosition * double(column_tiles);
     cycles += double(g.groups * positions) * (double(set.taps * g.channels) * shape.cycles + setup * double(column_tiles) + stored);

@@ -130,7 +130,7 @@ struct PlanContext {
   int threads;
   int64_t chunk;        // of channels, summed in one chain
   bool source_is_rows;  // channels last and not to be widened: the channels family reads it in place
-  bool target_is_rows;  // channels last: stored by transpositions of a tile's columns
+  bool target_is_rows;  // channels last: families with positions on the lanes turn their sums
 };
 
 template <class T>

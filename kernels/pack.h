@@ -93,8 +93,8 @@ static inline U choose(U where, U a, U b) {
 static inline Stored narrow_vector(Vec<float> v, Brain) {
   const Bits u = reinterpret_cast<Bits>(v), rounded = u + 0x7fffu + (u >> 16 & 1), quiet = u | 0x400000u;
 #if defined(__AVX2__) && !defined(__AVX512F__)  // 11 instructions, where the compiler makes 16 of the general form
-  const __m256i chosen = reinterpret_cast<__m256i>(
-      _mm256_blendv_ps(reinterpret_cast<__m256>(rounded), reinterpret_cast<__m256>(quiet), reinterpret_cast<__m256>(v != v)));
+  const __m256i chosen =
+      reinterpret_cast<__m256i>(_mm256_blendv_ps(reinterpret_cast<__m256>(rounded), reinterpret_cast<__m256>(quiet), reinterpret_cast<__m256>(v != v)));
   const __m256i high = _mm256_srli_epi32(chosen, 16);
   return reinterpret_cast<Stored>(_mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
 #else

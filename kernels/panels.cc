@@ -57,7 +57,7 @@ Panels::Panels(const Gather& g, std::vector<PanelSet> sets, int64_t chunk) : g_(
 PackedPanels::Key Panels::key(int64_t element_size) const {
   PackedPanels::Key key{element_size, g_.groups, g_.channels, g_.columns, g_.weight_channel, chunk_};
   for (const PanelSet& set : sets_) {
-    key.push_back(set.phases.channels_last ? -3 : -1);
+    key.push_back(set.phases.channels_last && set.phases.members.size() > 1 ? -3 : -1);
     for (const ColumnTile& tile : set.tiles) key.push_back(tile.width);
     for (const Combo& c : set.phases.members)
       for (const Phase* p : c) {
@@ -106,10 +106,10 @@ template <class T>
 void Panels::pack_tile(T* to, const Kernels& kernels, const PanelSet& set, int64_t group, const ColumnTile& tile, int64_t channel) const {
   const int64_t taps = set.phases.taps, columns = tile.count;
   std::vector<int64_t> column_offset(static_cast<size_t>(columns)), tap_offset(size_t(taps * columns));
-  for (int64_t m = 0; m < columns; ++m) {
-    const int64_t column = tile.begin + m;
-    column_offset[size_t(m)] = set.phases.m(column, g_.columns) * g_.weight_column;
-    for_each_tap(set.phases.members[set.phases.member(column, g_.columns)],
+  ColumnWalk column(set.phases, tile.begin, g_.columns);
+  for (int64_t m = 0; m < columns; ++m, column.next()) {
+    column_offset[size_t(m)] = column.m() * g_.weight_column;
+    for_each_tap(column.phase(),
                  [&](int64_t t, const Tap& d, const Tap& h, const Tap& w) { tap_offset[size_t(t * columns + m)] = kernel_element(g_, d, h, w); });
   }
   const WeightPack<T> job{to + offset(set, group, tile, channel),
@@ -124,9 +124,9 @@ void Panels::pack_tile(T* to, const Kernels& kernels, const PanelSet& set, int64
   tiles<T>(kernels).pack_weights(job, g_.weight.dtype);
 }
 
-// True where a channel's row of the weights holds the columns of the set side by side: a tap for each phase, as with kernel == stride.
+// True where a channel's row of the weights holds all columns of the set and no more: a tap for each phase, as with kernel == stride.
 bool Panels::columns_lie_in_rows(const PanelSet& set) const {
-  if (set.phases.taps != 1 || (set.phases.channels_last && set.phases.members.size() > 1) || g_.weight_column != int64_t(set.phases.members.size())) return false;
+  if (set.phases.taps != 1 || g_.weight_column != int64_t(set.phases.members.size())) return false;
   bool in_order = true;
   int64_t member = 0;
   for (const Combo& combo : set.phases.members)
@@ -135,18 +135,26 @@ bool Panels::columns_lie_in_rows(const PanelSet& set) const {
 }
 
 // `rows` rows of such a set from `channel` on, for all tiles: tile by tile, a line or two of each row would be read, each from memory, and again for the
-// next tile (512 to 512 channels, 1^3 to 4^3, not prepared: 46 to 27 ms on one thread).
+// next tile (512 to 512 channels, 1^3 to 4^3, not prepared: 46 to 27 ms on one thread). [m][member] in the weights; turned where the set wants [member][m].
 template <class T>
 void Panels::pack_rows(T* to, const Kernels& kernels, const PanelSet& set, int64_t group, int64_t channel, int64_t rows) const {
+  const TileKernels<T>& k = tiles<T>(kernels);
   const int64_t chunk = channel / chunk_ * chunk_, end = std::min({channel + rows, chunk + chunk_, g_.channels});
+  const int64_t members = int64_t(set.phases.members.size());
+  const int64_t first = set.tiles.front().begin / g_.columns, last = ceil_div(set.tiles.back().begin + set.tiles.back().count, g_.columns);
+  std::vector<T> turned(size_t(set.phases.channels_last && members > 1 ? (last - first) * g_.columns : 0));
   for (; channel < end; ++channel) {
     const int64_t row = group * g_.weight_group + channel * g_.weight_channel;
+    if (!turned.empty()) k.pack_positions(turned.data(), g_.columns, g_.weight.at(row + first), members, g_.columns, 1, last - first, g_.weight.dtype);
     for (const ColumnTile& tile : set.tiles) {
       T* const panel = to + offset(set, group, tile, chunk) + (channel - chunk) * tile.width;
       const int64_t from = row + tile.begin;
       if (channel + kRowsAhead < g_.channels)
         for (int64_t m = 0; m < tile.count; m += 64 / g_.weight.element_size()) __builtin_prefetch(g_.weight.at(from + kRowsAhead * g_.weight_channel + m));
-      tiles<T>(kernels).load_run(panel, 1, g_.weight.at(from), 1, tile.count, g_.weight.dtype);
+      if (turned.empty())
+        k.load_run(panel, 1, g_.weight.at(from), 1, tile.count, g_.weight.dtype);
+      else
+        std::copy_n(turned.data() + tile.begin - first * g_.columns, tile.count, panel);
       std::fill(panel + tile.count, panel + tile.width, T(0));
     }
   }

@@ -14,10 +14,32 @@ struct PhaseSet {
   std::vector<Combo> members;
   int64_t taps;
   bool channels_last = false;
+};
 
-  // Of a column, with so many m.
-  size_t member(int64_t column, int64_t count) const { return size_t(channels_last ? column / count : column % int64_t(members.size())); }
-  int64_t m(int64_t column, int64_t count) const { return channels_last ? column % count : column / int64_t(members.size()); }
+// The columns of a set from one on, counted on without a division for each: each had three, of 20 cycles.
+class ColumnWalk {
+ public:
+  ColumnWalk(const PhaseSet& set, int64_t column, int64_t columns)
+      : set_(set),
+        members_(int64_t(set.members.size())),
+        columns_(columns),
+        member_(set.channels_last ? column / columns : column % members_),
+        m_(set.channels_last ? column % columns : column / members_) {}
+
+  const Combo& phase() const { return set_.members[size_t(member_)]; }
+  int64_t member() const { return member_; }
+  int64_t m() const { return m_; }
+  void next() {
+    int64_t &inner = set_.channels_last ? m_ : member_, &outer = set_.channels_last ? member_ : m_;
+    if (++inner < (set_.channels_last ? columns_ : members_)) return;
+    inner = 0;
+    ++outer;
+  }
+
+ private:
+  const PhaseSet& set_;
+  const int64_t members_, columns_;
+  int64_t member_, m_;
 };
 
 struct ColumnTile {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // PyTorch's way in: calls resolved once, on tensors read by the C table that torch.Tensor carries for DLPack's exchange: 0.07 us for a tensor, where shape,
 // strides, address and dispatch keys asked from Python take 1.2.
+#include "pytorch.h"
+
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
 
@@ -30,16 +32,20 @@ PyObject* is_negative = nullptr;  // torch.Tensor.is_neg
 
 void use_tensors_of(nb::handle tensor, nb::handle parameter) {
   nb::object capsule = tensor.attr("__dlpack_c_exchange_api__");
-  table = static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-  if (!table) throw nb::python_error();
-  while (table && table->major != 1) table = table->older;
-  if (!table || !table->view_of_object) throw nb::import_error("this PyTorch exchanges tensors by a DLPack other than 1.x; install a tconv3d made for it");
+  auto found = static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (!found) throw nb::python_error();
+  while (found && found->major != 1) found = found->older;
+  if (!found || !found->view_of_object) throw nb::import_error("this PyTorch has no view of tensors by DLPack 1.x; install a tconv3d made for it");
+  table = found;
   tensor_type = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
   parameter_type = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
   is_negative = nb::object(tensor.attr("is_neg")).release().ptr();
 }
 
-constexpr int32_t kCpu = 1;
+// A view into zeros that exist as a rule alone, or into a fake tensor, has an address that is no more than its offset. Memory lies lower than this only in
+// programs at fixed addresses, whose calls are then resolved anew each time.
+constexpr uintptr_t kLeastAddress = uintptr_t(1) << 32;
+
 constexpr uint8_t kFloat = uint8_t(nb::dlpack::dtype_code::Float), kBfloat = uint8_t(nb::dlpack::dtype_code::Bfloat);
 
 nb::dlpack::dtype dlpack_dtype(DType dtype) {
@@ -59,10 +65,10 @@ using Tensor = nb::dlpack::dltensor;
 
 uintptr_t address(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) + t.byte_offset; }
 
-template <size_t N>
-bool equal(const int64_t* a, const std::array<int64_t, N>& b) {
-  return std::equal(b.begin(), b.end(), a);
-}
+bool on_cpu(const Tensor& t) { return t.device.device_type == nb::device::cpu::value; }
+bool is_aligned(const Tensor& t) { return address(t) % (t.dtype.bits / 8u) == 0; }
+bool equal(const int64_t* a, const Shape& b) { return std::equal(b.begin(), b.end(), a); }
+bool has(const Tensor& t, const Shape& shape, const Shape& stride) { return t.ndim == 5 && equal(t.shape, shape) && equal(t.strides, stride); }
 
 // One resolved call: everything but the operands.
 class TensorCall {
@@ -82,7 +88,7 @@ class TensorCall {
   // Whether these are the operands that the call was resolved for, and plain: neither of a subclass nor negated when read, with memory of their own.
   bool fits(nb::handle input, nb::handle weight, nb::handle bias) const {
     Tensor x, w, b;
-    return is_plain(input, x) && is_plain(weight, w) && has(x, input_, input_stride_) && has(w, weight_, weight_stride_) &&
+    return is_plain(input, x) && has(x, input_, input_stride_) && is_plain(weight, w) && has(w, weight_, weight_stride_) &&
            (bias.is_none() || (is_plain(bias, b) && b.ndim == 1 && b.shape[0] == problem_.out_channels));
   }
 
@@ -115,23 +121,18 @@ class TensorCall {
       PyErr_Clear();
       return false;
     }
-    // Fake tensors, and zeros that exist as a rule alone, have no address.
-    if (seen.device.device_type != kCpu || seen.dtype != dlpack_dtype(dtype_) || address(seen) == 0 || !is_aligned(seen)) return false;
+    if (!on_cpu(seen) || seen.dtype != dlpack_dtype(dtype_) || address(seen) < kLeastAddress || !is_aligned(seen)) return false;
     PyObject* const operand = tensor.ptr();
     const nb::object negative = nb::steal(PyObject_Vectorcall(is_negative, &operand, 1, nullptr));
     if (!negative.is_valid()) throw nb::python_error();
     return negative.ptr() == Py_False;
   }
 
-  bool is_aligned(const Tensor& t) const { return address(t) % (t.dtype.bits / 8u) == 0; }
-
-  bool has(const Tensor& t, const Shape& shape, const Shape& stride) const { return t.ndim == 5 && equal(t.shape, shape) && equal(t.strides, stride); }
-
-  // Whatever arrives here, memory stays safe; that it is plain was seen before.
+  // That it is plain was seen before.
   Tensor tensor_of(nb::handle tensor) const {
     Tensor t;
     if (table->view_of_object(tensor.ptr(), &t) != 0) throw nb::python_error();
-    require(t.device.device_type == kCpu && t.dtype == dlpack_dtype(dtype_), "tensors lie on the CPU and have the dtype of the call");
+    require(on_cpu(t) && t.dtype == dlpack_dtype(dtype_), "tensors lie on the CPU and have the dtype of the call");
     require(address(t) != 0 || std::count(t.shape, t.shape + t.ndim, 0) > 0, "tensors have memory");
     if (!is_aligned(t)) throw Unaddressable("the engine takes tensors that lie on a multiple of their elements");
     return t;

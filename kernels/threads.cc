@@ -282,7 +282,7 @@ void share_tasks(int64_t tasks, int threads, const std::function<void(int64_t, i
   };
   Pool* const workers = pool.load();
   std::unique_lock<std::mutex> lock(workers->callers, std::defer_lock);
-  if (threads == 1 || tasks == 1 || !lock.try_lock())
+  if (threads == 1 || !lock.try_lock())
     own();
   else if (has_team(threads))
     run_on_team(job, threads, own);

@@ -27,6 +27,7 @@ bool team_rests();
 struct Interrupted {};  // thrown when the stop callback of parallel_for returned true
 constexpr std::chrono::milliseconds kStopInterval{20};
 
+// What parallel_for does with several tasks.
 void share_tasks(int64_t tasks, int threads, const std::function<void(int64_t, int)>& body, const std::function<bool()>& stop);
 
 // Runs body(task, worker) for 0 <= task < tasks, 0 <= worker < threads, tasks handed out in order. `stop` is polled by the calling
@@ -35,7 +36,7 @@ void share_tasks(int64_t tasks, int threads, const std::function<void(int64_t, i
 template <class F>
 void parallel_for(int64_t tasks, int threads, const F& body, const std::function<bool()>& stop) {
   if (tasks == 1)
-    body(0, 0);  // small calls: neither memory for a function object nor a look at the clock
+    body(0, 0);  // small calls: neither memory for a function object nor a look at the clock, and `stop` is not polled
   else
     share_tasks(tasks, threads, std::cref(body), stop);
 }

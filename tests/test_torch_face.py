@@ -274,6 +274,21 @@ def test_odd_addresses() -> None:
     torch.testing.assert_close(layer(odd.view(1, 2, 3, 3, 3)), other(x.view(1, 2, 3, 3, 3)))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, CHANNELS_LAST])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_call_that_was_met_before_is_known(
+    bias: bool, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, other = pair(4, 6, 2, bias=bias)
+    x = torch.randn(2, 4, 5, 5, 5).contiguous(memory_format=memory_format)
+    with torch.no_grad():
+        layer(x)
+        monkeypatch.delattr(_calls.Calls, "call")
+        torch.testing.assert_close(layer(x), other(x))
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(AttributeError):
+            layer(x)
+
+
 class Named(Tensor):
     """A subclass that leaves everything to PyTorch."""
 
@@ -288,6 +303,7 @@ def unaligned(tensor: Tensor) -> Tensor:
 ODD_OPERANDS: dict[str, Callable[[Tensor], Tensor]] = {
     "negated when read": lambda t: torch._neg_view(t),
     "zeros without memory": lambda t: torch._efficientzerotensor(t.shape),
+    "a view into zeros without memory": lambda t: torch._efficientzerotensor((2, *t.shape))[1],
     "of a subclass": lambda t: t.as_subclass(Named),
     "every other element": lambda t: t.repeat_interleave(2, -1)[..., ::2],
     "one element for all": lambda t: t.flatten()[:1].expand(t.shape),

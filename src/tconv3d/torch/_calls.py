@@ -120,35 +120,29 @@ class Call:
         self.geometry = geometry
         sizes = input_shape, weight_shape, *_engine.geometry_at(geometry)
         self._core = _engine.TensorCall(*sizes, DTYPES[dtype], input_stride, weight_stride)
-        self.fits = (
-            self._core.fits
-        )  # (input, weight, bias or None) -> whether they are plain and what this was made for
+        # (input, weight, bias or None) -> whether they are plain and what this call was resolved for
+        self.fits = self._core.fits
 
     def forward(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, panels: Any = None) -> Tensor:
         """Return the output, in the memory format of the call's input."""
-        output = self._output.empty(input)
-        try:
-            self._core.forward(input, weight, bias, output, _threads(), panels)
-        except _engine.Unaddressable:
-            operands = input.clone(), weight.clone(), None if bias is None else bias.clone()
-            self._core.forward(*operands, output, _threads(), None)
-        return output
+        return _written(self._output, self._core.forward, (input, weight, bias), panels)
 
     def input_grad(self, grad_output: Tensor, weight: Tensor) -> Tensor:
         """Return the gradient of the input, in the input's memory format."""
-        return _written(self._core.input_grad, grad_output, weight, self._grad_input)
+        return _written(self._grad_input, self._core.input_grad, (grad_output, weight))
 
     def weight_grad(self, input: Tensor, grad_output: Tensor) -> Tensor:
         """Return the gradient of the weight, in the weight's memory format, so that autograd can keep it as it is."""
-        return _written(self._core.weight_grad, input, grad_output, self._grad_weight)
+        return _written(self._grad_weight, self._core.weight_grad, (input, grad_output))
 
 
-def _written(function: Any, first: Tensor, second: Tensor, target: _Layout) -> Tensor:
-    result = target.empty(first)
+def _written(target: _Layout, function: Any, operands: tuple[Tensor | None, ...], *rest: Any) -> Tensor:
+    result = target.empty(operands[0])
     try:
-        function(first, second, result, _threads())
-    except _engine.Unaddressable:
-        function(first.clone(), second.clone(), result, _threads())
+        function(*operands, result, _threads(), *rest)
+    except _engine.Unaddressable:  # only torch.frombuffer makes such tensors
+        copies = [None if operand is None else operand.clone() for operand in operands]
+        function(*copies, result, _threads(), *rest)
     return result
 
 
