@@ -165,7 +165,7 @@ class ChannelsRun {
         aims.resize(std::min(at_once, tiles - first));
         for (size_t i = 0; i < aims.size(); ++i) {
           const size_t at = (first + i) * tile_rows;
-          aims[i] = {&pointers[i * taps * tile_rows], &tap_of[i * taps], int64_t(std::min(tile_rows, places.size() - at)), 0};
+          aims[i] = {pointers.data() + i * taps * tile_rows, tap_of.data() + i * taps, int64_t(std::min(tile_rows, places.size() - at)), 0};
           aim_tile(aims[i], set.members[0], &places[at], task.group * rows_.group + channel);
         }
         multiply_tiles(task, aims, channel, lane_offset.data(), accumulate || channel > 0, c + int64_t(first * tile_rows) * task.columns);
@@ -465,7 +465,7 @@ void ChannelsPlan<T>::run(const Gather& g, const Options& options, const Kernels
     });
   };
   // Best in the second-level cache of the thread that packs them (input gradient of 3dgan_l1, two threads: 10 to 7 ms), where column tiles are large by chunks
-  // of channels (pix2vox_l1, not prepared: 43 to 32 ms), else shared.
+  // of channels (pix2vox_l1, not prepared: 43 to 32 ms), else shared; so are rows that are turned, whose lines each slab would read again.
   const int64_t slabs = slabs_of(int64_t(cache_bytes()) / 2);
   const bool by_chunk =
       g.channels > chunk && bytes / slabs > int64_t(cache_bytes()) / 2 && sum_elements / slabs * int64_t(sizeof(T)) <= int64_t(cache_bytes()) / 4;

@@ -140,6 +140,7 @@ template <class T>
 void Panels::pack_rows(T* to, const Kernels& kernels, const PanelSet& set, int64_t group, int64_t channel, int64_t rows) const {
   const TileKernels<T>& k = tiles<T>(kernels);
   const int64_t chunk = channel / chunk_ * chunk_, end = std::min({channel + rows, chunk + chunk_, g_.channels});
+  if (set.tiles.empty()) return;  // in a slab of more tiles than the set has
   const int64_t members = int64_t(set.phases.members.size());
   const int64_t first = set.tiles.front().begin / g_.columns, last = ceil_div(set.tiles.back().begin + set.tiles.back().count, g_.columns);
   std::vector<T> turned(size_t(set.phases.channels_last && members > 1 ? (last - first) * g_.columns : 0));
