@@ -51,7 +51,7 @@ std::vector<PhaseSet> phase_sets(const Gather& g, bool channels_last) {
       for (const Phase& w : g.axis[2].phases) {
         const Combo combo{&d, &h, &w};
         const auto [at, fresh] = index.emplace(tap_key(combo), sets.size());
-        if (fresh) sets.push_back({{}, int64_t(d.taps.size() * h.taps.size() * w.taps.size())});
+        if (fresh) sets.push_back({{}, int64_t(d.taps.size() * h.taps.size() * w.taps.size()), false});
         sets[at->second].members.push_back(combo);
       }
   for (PhaseSet& set : sets) set.channels_last = channels_last && int64_t(set.members.size()) <= kMostTurnedMembers;
@@ -436,7 +436,7 @@ void ChannelsPlan<T>::run(const Gather& g, const Options& options, const Kernels
   for (const PhaseSet& set : sets) {
     const int64_t columns = int64_t(set.members.size()) * g.columns;
     const int64_t width = shapes[panel_sets.size()].vectors * k.lanes;
-    panel_sets.push_back({set, cut_columns(columns, ceil_div(columns, width), k.lanes), 0});
+    panel_sets.push_back(panel_set(set, cut_columns(columns, ceil_div(columns, width), k.lanes)));
     elements += g.groups * panel_sets.back().padded_columns() * g.channels * set.taps;
     sum_elements += g.batch * g.groups * volume(set_positions(set)) * panel_sets.back().padded_columns();
     most_tiles = std::max(most_tiles, int64_t(panel_sets.back().tiles.size()));

@@ -163,9 +163,9 @@ class Col2imRun {
     std::vector<PanelSet> sets;
     for (const Phase& d : alone_[0])
       for (const Phase& h : alone_[1]) {
-        PhaseSet set{{}, 1};
+        PhaseSet set{{}, 1, false};
         for (const Phase& w : alone_[2]) set.members.push_back({&d, &h, &w});
-        sets.push_back({set, cut_, 0});
+        sets.push_back(panel_set(std::move(set), cut_));
       }
     return sets;
   }

@@ -43,7 +43,10 @@ std::vector<PanelSet> phase_by_phase(const Gather& g, const std::vector<ColumnTi
   std::vector<PanelSet> sets;
   for (const Phase& d : g.axis[0].phases)
     for (const Phase& h : g.axis[1].phases)
-      for (const Phase& w : g.axis[2].phases) sets.push_back({{{{&d, &h, &w}}, int64_t(d.taps.size() * h.taps.size() * w.taps.size())}, cut, 0});
+      for (const Phase& w : g.axis[2].phases) {
+        PhaseSet phase{{{&d, &h, &w}}, int64_t(d.taps.size() * h.taps.size() * w.taps.size()), false};
+        sets.push_back(panel_set(std::move(phase), cut));
+      }
   return sets;
 }
 

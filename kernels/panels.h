@@ -13,7 +13,7 @@ namespace tconv3d {
 struct PhaseSet {
   std::vector<Combo> members;
   int64_t taps;
-  bool channels_last = false;
+  bool channels_last;
 };
 
 // The columns of a set from one on, counted on without a division for each: each had three, of 20 cycles.
@@ -64,6 +64,9 @@ struct PanelSet {
 
   int64_t padded_columns() const { return tiles.empty() ? 0 : tiles.back().start + tiles.back().width; }
 };
+
+// Of parts that are there already: where an allocation fails between the members of a set in braces, GCC 12 destroys the first ones twice.
+inline PanelSet panel_set(PhaseSet phases, std::vector<ColumnTile> tiles) { return {std::move(phases), std::move(tiles), 0}; }
 
 // A set for every phase, each cut alike; phases of d, h, w ascending.
 std::vector<PanelSet> phase_by_phase(const Gather& g, const std::vector<ColumnTile>& cut);
