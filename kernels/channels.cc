@@ -470,7 +470,7 @@ void ChannelsPlan<T>::run(const Gather& g, const Options& options, const Kernels
   const int64_t slabs = slabs_of(int64_t(cache_bytes()) / 2);
   const bool by_chunk =
       g.channels > chunk && bytes / slabs > int64_t(cache_bytes()) / 2 && sum_elements / slabs * int64_t(sizeof(T)) <= int64_t(cache_bytes()) / 4;
-  const bool turned = std::any_of(sets.begin(), sets.end(), [](const PhaseSet& set) { return set.channels_last && set.members.size() > 1; });
+  const bool turned = std::any_of(sets.begin(), sets.end(), [](const PhaseSet& set) { return set.turned(); });
   if (!turned && slabs >= 2 * options.threads && (by_chunk || bytes / slabs <= kSlabBytes)) {
     const Options alone;
     const auto pack_and_run = [&](int64_t slab, int) {

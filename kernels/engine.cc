@@ -97,7 +97,7 @@ Method method_by(Algorithm algorithm, const Problem& p, Direction direction, con
 double turned_cycles(const Gather& g, const PlanContext& context) {
   constexpr double kTurnedSum = 2;
   if (!context.target_is_rows || g.groups > 1 || g.columns == 1) return 0;
-  return kTurnedSum * double(g.batch * g.columns * g.axis[0].target_size * g.axis[1].target_size * g.axis[2].target_size) / context.threads;
+  return kTurnedSum * double(target_elements(g)) / context.threads;
 }
 
 template <class T>

@@ -27,10 +27,11 @@ struct Gather {
 // Results that outgrow the caches are stored past them where whole lines are, so that none is fetched only to be overwritten.
 constexpr int64_t kStreamBytes = int64_t(32) << 20;
 
-inline bool outgrows_caches(const Gather& g) {
-  const int64_t elements = g.batch * g.groups * g.columns * g.axis[0].target_size * g.axis[1].target_size * g.axis[2].target_size;
-  return elements * g.target.element_size() >= kStreamBytes;
+inline int64_t target_elements(const Gather& g) {
+  return g.batch * g.groups * g.columns * g.axis[0].target_size * g.axis[1].target_size * g.axis[2].target_size;
 }
+
+inline bool outgrows_caches(const Gather& g) { return target_elements(g) * g.target.element_size() >= kStreamBytes; }
 
 // Channels are neighbours and of the accumulating type: positions are rows that can be read or written in place.
 template <class T>

@@ -26,6 +26,15 @@ size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 // What is allocated for so many bytes.
 size_t whole_pages(size_t bytes) { return round_up(std::max<size_t>(bytes, 1), bytes >= 4 * kMiB ? 2 * kMiB : 4096); }
 
+void advise_huge(void* data, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  const uintptr_t begin = (uintptr_t(data) + 2 * kMiB - 1) & ~(2 * kMiB - 1), end = (uintptr_t(data) + bytes) & ~(2 * kMiB - 1);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 Buffer allocate(size_t bytes) {
   const size_t alignment = bytes >= kMiB ? 2 * kMiB : 4096;
   void* p = nullptr;
@@ -124,13 +133,8 @@ void unlock_stores() { stores->outputs.unlock(), stores->scratch.unlock(); }
 
 }  // namespace
 
-void advise_huge(void* data, size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  const uintptr_t begin = (uintptr_t(data) + 2 * kMiB - 1) & ~(2 * kMiB - 1), end = (uintptr_t(data) + bytes) & ~(2 * kMiB - 1);
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
+void advise_output(void* data, size_t bytes) {
+  if (bytes >= 4 * kMiB) advise_huge(data, bytes);
 }
 
 void start_stores() {

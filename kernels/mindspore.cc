@@ -22,7 +22,6 @@ namespace tconv3d {
 namespace {
 
 constexpr int64_t kSizes = 11;
-constexpr int64_t kAdviseBytes = int64_t(4) << 20;
 
 void require(bool ok) {
   if (!ok) throw std::invalid_argument("operands of an aot operator do not fit together");
@@ -79,7 +78,7 @@ struct Operands {
     const int out = count - 1;
     int64_t bytes = view(out).element_size();
     for (int64_t size : shape(out)) bytes *= size;
-    if (bytes >= kAdviseBytes) advise_huge(data[out], size_t(bytes));
+    tconv3d::advise_output(data[out], size_t(bytes));
   }
 };
 

@@ -60,7 +60,7 @@ Panels::Panels(const Gather& g, std::vector<PanelSet> sets, int64_t chunk) : g_(
 PackedPanels::Key Panels::key(int64_t element_size) const {
   PackedPanels::Key key{element_size, g_.groups, g_.channels, g_.columns, g_.weight_channel, chunk_};
   for (const PanelSet& set : sets_) {
-    key.push_back(set.phases.channels_last && set.phases.members.size() > 1 ? -3 : -1);
+    key.push_back(set.phases.turned() ? -3 : -1);
     for (const ColumnTile& tile : set.tiles) key.push_back(tile.width);
     for (const Combo& c : set.phases.members)
       for (const Phase* p : c) {
@@ -146,7 +146,7 @@ void Panels::pack_rows(T* to, const Kernels& kernels, const PanelSet& set, int64
   if (set.tiles.empty()) return;  // in a slab of more tiles than the set has
   const int64_t members = int64_t(set.phases.members.size());
   const int64_t first = set.tiles.front().begin / g_.columns, last = ceil_div(set.tiles.back().begin + set.tiles.back().count, g_.columns);
-  std::vector<T> turned(size_t(set.phases.channels_last && members > 1 ? (last - first) * g_.columns : 0));
+  std::vector<T> turned(size_t(set.phases.turned() ? (last - first) * g_.columns : 0));
   for (; channel < end; ++channel) {
     const int64_t row = group * g_.weight_group + channel * g_.weight_channel;
     if (!turned.empty()) k.pack_positions(turned.data(), g_.columns, g_.weight.at(row + first), members, g_.columns, 1, last - first, g_.weight.dtype);

@@ -14,6 +14,9 @@ struct PhaseSet {
   std::vector<Combo> members;
   int64_t taps;
   bool channels_last;
+
+  // Are the columns in another order than the weights, which have [m][member]?
+  bool turned() const { return channels_last && members.size() > 1; }
 };
 
 // The columns of a set from one on, counted on without a division for each: each had three, of 20 cycles.
@@ -27,7 +30,6 @@ class ColumnWalk {
         m_(set.channels_last ? column % columns : column / members_) {}
 
   const Combo& phase() const { return set_.members[size_t(member_)]; }
-  int64_t member() const { return member_; }
   int64_t m() const { return m_; }
   void next() {
     int64_t &inner = set_.channels_last ? m_ : member_, &outer = set_.channels_last ? member_ : m_;

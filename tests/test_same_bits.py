@@ -167,11 +167,8 @@ def test_prepared_and_live_weights(active_isa: str, case: str, dtype: str) -> No
     g = o.geometry
     prepared = tconv3d.prepare(o.weight, g.stride, g.dilation, g.groups)
     live = _engine.forward(o.x, o.weight, o.bias, g)
-    for layout in (
-        np.ascontiguousarray,
-        channels_last,
-        np.ascontiguousarray,
-    ):  # the first packs, the last finds the panels
+    # The first packs, the last finds the panels.
+    for layout in (np.ascontiguousarray, channels_last, np.ascontiguousarray):
         assert_same_bytes(live, _engine.forward(layout(o.x), prepared, o.bias, g, layout(np.full_like(live, 77))))
 
 
