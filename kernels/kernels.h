@@ -63,6 +63,22 @@ struct FillLanes<T, kMaxLaneTaps, 0> {
   static void fill(TileKernels<T>&) {}
 };
 
+template <class T, int Rows, int Taps>
+struct FillProducts {
+  static void fill(TileKernels<T>& k) {
+    if constexpr (spatial_fits(Taps, Rows)) k.position_product[Rows][Taps] = position_product<T, Rows, Taps>;
+    FillProducts<T, Rows, Taps - 1>::fill(k);
+  }
+};
+template <class T, int Rows>
+struct FillProducts<T, Rows, 0> {
+  static void fill(TileKernels<T>& k) { FillProducts<T, Rows - 1, kMaxProductTaps>::fill(k); }
+};
+template <class T>
+struct FillProducts<T, 0, kMaxProductTaps> {
+  static void fill(TileKernels<T>&) {}
+};
+
 template <class T>
 static void fill_tiles(TileKernels<T>& k) {
   k.lanes = kLanes<T>;
@@ -73,6 +89,7 @@ static void fill_tiles(TileKernels<T>& k) {
   fill_vectors<T, 6>(k);
   fill_vectors<T, 8>(k);
   FillLanes<T, kMaxLaneTaps, kMaxLaneVectors>::fill(k);
+  FillProducts<T, kMaxProductRows, kMaxProductTaps>::fill(k);
   k.combine_rows = combine_rows<T>;
   k.add_runs = add_runs<T>;
   k.add_rows = add_rows<T>;

@@ -180,5 +180,56 @@ static void lane_product(const LaneProduct<T>& a) {
   write_tile<T, Taps, Vectors>(acc, a.c, a.ldc, a.accumulate);
 }
 
+template <class T, int Rows, int Taps>
+static inline __attribute__((always_inline)) void product_step(Vec<T> (&acc)[Rows][Taps], const Vec<T> (&row)[Rows], const Vec<T>& tap, int t) {
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; ++r) acc[r][t] += row[r] * tap;
+}
+
+// Positions on the lanes of both operands, and the sums stay there:
+//     sums[r][t][lane] += sum over lines d, positions p of that lane of  rows[r*row_stride + d*row_line + p] * taps[tap_offset[t] + d*tap_line + p]
+template <class T, int Rows, int Taps>
+static void position_product(const PositionProduct<T>& a) {
+  Vec<T> acc[Rows][Taps] = {};
+  const T *first = a.rows, *taps[Taps];
+  const int64_t stride = a.row_stride, whole = a.positions / kLanes<T> * kLanes<T>, left = a.positions - whole;
+#pragma GCC unroll 8
+  for (int t = 0; t < Taps; ++t) taps[t] = a.taps + a.tap_offset[t];
+  for (int64_t d = 0; d < a.lines; ++d, first += a.row_line) {
+    for (int64_t p = 0; p < whole; p += kLanes<T>) {
+      Vec<T> row[Rows];
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) {
+        row[r] = load<T>(first + r * stride + p);
+        if constexpr (Taps > 1) keep_in_register<T>(row[r]);
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < Taps; ++t) {
+        Vec<T> tap = load<T>(taps[t] + p);
+        if constexpr (Rows > 1) keep_in_register<T>(tap);
+        product_step<T, Rows, Taps>(acc, row, tap, t);
+      }
+    }
+    if (left > 0) {
+      Vec<T> row[Rows];
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r) row[r] = load_between<T>(first + r * stride + whole, 0, left);
+#pragma GCC unroll 8
+      for (int t = 0; t < Taps; ++t) product_step<T, Rows, Taps>(acc, row, load_between<T>(taps[t] + whole, 0, left), t);
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < Taps; ++t) taps[t] += a.tap_line;
+  }
+  T* const sums = a.sums;
+  const int64_t ld = a.sums_row;
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+    for (int t = 0; t < Taps; ++t) {
+      T* const to = sums + r * ld + t * kLanes<T>;
+      store<T>(to, load<T>(to) + acc[r][t]);
+    }
+}
+
 }  // namespace TCONV3D_ISA
 }  // namespace tconv3d

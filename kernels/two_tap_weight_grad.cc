@@ -129,7 +129,7 @@ class TwoTapWeightGrad : public WeightGradPlan {
     price();
   }
 
-  void run(const View& x, const View& gy, const View& gw, const Options& options) const override {
+  bool run(const View& x, const View& gy, const View& gw, const Options& options) const override {
     Scratch scratch(size_t(strands_ * most_sums()) * sizeof(T));
     T* const sums = reinterpret_cast<T*>(scratch.data());
     Clock::time_point polled = Clock::now();
@@ -139,6 +139,7 @@ class TwoTapWeightGrad : public WeightGradPlan {
         add_strands(x, gy, group, outputs, sums, options, polled);
         write(group, outputs, sums, gw, options);
       }
+    return true;
   }
 
   std::string describe() const override {

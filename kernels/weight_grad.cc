@@ -285,7 +285,7 @@ class WeightGrad {
   // Of all positions and taps.
   double product_cycles() const {
     const double positions = double(extent_[0] * extent_[1] * extent_[2] * p_.axis[2].input);
-    return positions * double(taps_) * (depthwise_ ? double(padded_lanes_ / k_.lanes) : double(p_.groups) * layout_.cycles);
+    return positions * double(taps_) * (depthwise_ ? double(padded_lanes_ / k_.lanes) : double(p_.groups) * layout_.cycles / double(row_taps_));
   }
 
   // Elements packed for all blocks, halo included.
@@ -573,43 +573,44 @@ class WeightGrad {
 constexpr double kTwoTapGain = 1.1, kTwoTapWork = 2e6;
 
 struct KeptChoice {
-  std::unique_ptr<WeightGradPlan> two_tap;  // null: directly
+  std::unique_ptr<WeightGradPlan> plan;  // null: WeightGrad
 };
 thread_local KeptPlans<KeptChoice, 4> kept_choices;
 
 template <class T>
-std::shared_ptr<const KeptChoice> choose(const Problem& p, const View& x, const View& gy, const Kernels& kernels) {
+std::unique_ptr<WeightGradPlan> best_plan(const Problem& p, const View& x, const View& gy, const Kernels& kernels) {
   const Algorithm algorithm = active_algorithm();
-  const std::array<int64_t, 4> rest{int64_t(x.dtype), int64_t(gy.dtype), int64_t(algorithm), int64_t(reinterpret_cast<intptr_t>(&kernels))};
-  return kept_choices.get(plan_key(rest, p), [&] {
-    auto choice = std::make_shared<KeptChoice>();
-    if (algorithm == Algorithm::direct) return choice;
-    if (algorithm == Algorithm::two_tap) {
-      choice->two_tap = plan_two_tap_weight_grad<T>(p, kernels, true);
-      return choice;
-    }
-    const Options options;
-    const WeightGrad<T> direct(p, x, gy, gy, options, kernels);
-    // Few channels leave the method nothing to save.
-    if (direct.cycles() < kTwoTapWork || direct.taps_share_tiles()) return choice;
-    auto plan = plan_two_tap_weight_grad<T>(p, kernels, false);
-    if (plan && plan->cycles * kTwoTapGain < direct.cycles()) choice->two_tap = std::move(plan);
-    return choice;
-  });
+  if (algorithm == Algorithm::two_tap) return plan_two_tap_weight_grad<T>(p, kernels, true);
+  const Options options;
+  const WeightGrad<T> direct(p, x, gy, gy, options, kernels);
+  double least = direct.cycles();
+  std::unique_ptr<WeightGradPlan> best = plan_position_weight_grad<T>(p, kernels);
+  if (best && best->cycles < least)
+    least = best->cycles;
+  else
+    best = nullptr;
+  // Few channels leave the two-tap method nothing to save.
+  if (algorithm == Algorithm::direct || direct.cycles() < kTwoTapWork || direct.taps_share_tiles()) return best;
+  auto two_tap = plan_two_tap_weight_grad<T>(p, kernels, false);
+  return two_tap && two_tap->cycles * kTwoTapGain < least ? std::move(two_tap) : std::move(best);
+}
+
+template <class T>
+std::shared_ptr<const KeptChoice> choose(const Problem& p, const View& x, const View& gy, const Kernels& kernels) {
+  const std::array<int64_t, 4> rest{int64_t(x.dtype), int64_t(gy.dtype), int64_t(active_algorithm()), int64_t(reinterpret_cast<intptr_t>(&kernels))};
+  return kept_choices.get(plan_key(rest, p), [&] { return std::make_shared<KeptChoice>(KeptChoice{best_plan<T>(p, x, gy, kernels)}); });
 }
 
 template <class T>
 void run(const Problem& p, const View& x, const View& gy, const View& gw, const Options& options, const Kernels& kernels) {
-  if (const auto choice = choose<T>(p, x, gy, kernels); choice->two_tap)
-    choice->two_tap->run(x, gy, gw, options);
-  else
-    WeightGrad<T>(p, x, gy, gw, options, kernels).run();
+  const auto choice = choose<T>(p, x, gy, kernels);
+  if (!choice->plan || !choice->plan->run(x, gy, gw, options)) WeightGrad<T>(p, x, gy, gw, options, kernels).run();
 }
 
 template <class T>
 std::string describe(const Problem& p, const View& stored) {
   const Kernels& kernels = active_kernels();
-  if (const auto choice = choose<T>(p, stored, stored, kernels); choice->two_tap) return with_cycles(choice->two_tap->describe(), choice->two_tap->cycles);
+  if (const auto choice = choose<T>(p, stored, stored, kernels); choice->plan) return with_cycles(choice->plan->describe(), choice->plan->cycles);
   const Options options;
   const WeightGrad<T> direct(p, stored, stored, stored, options, kernels);
   return with_cycles(direct.describe(), direct.cycles());

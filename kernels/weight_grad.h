@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What both methods of the weight gradient share, and what the two-tap method (two_tap_weight_grad.cc) offers.
+// What the ways to a weight gradient share, and what those of two_tap_weight_grad.cc and position_weight_grad.cc offer.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <string>
 
@@ -30,14 +31,19 @@ void store_taps(const Problem& p, const View& gw, int64_t at, int64_t lane_strid
 class WeightGradPlan {
  public:
   virtual ~WeightGradPlan() = default;
-  virtual void run(const View& x, const View& gy, const View& gw, const Options&) const = 0;
+  // False where a sum is not finite and may owe that to padding: nothing is written then.
+  virtual bool run(const View& x, const View& gy, const View& gw, const Options&) const = 0;
   virtual std::string describe() const = 0;
-  double cycles = 0;  // of all threads together
+  double cycles = std::numeric_limits<double>::infinity();  // of all threads together
 };
 
 // On the axes with the fewest cycles or, `everywhere`, on all where the method applies; null where it does not or its sums outgrow memory. It depends on
 // the problem and the instruction set alone.
 template <class T>
 std::unique_ptr<WeightGradPlan> plan_two_tap_weight_grad(const Problem&, const Kernels&, bool everywhere);
+
+// With the positions on the lanes; null where its sums or the smallest block outgrow memory. It depends on the problem and the instruction set alone.
+template <class T>
+std::unique_ptr<WeightGradPlan> plan_position_weight_grad(const Problem&, const Kernels&);
 
 }  // namespace tconv3d

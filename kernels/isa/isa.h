@@ -18,6 +18,7 @@ constexpr int kMaxRows = 14;                          // rows of the tallest til
 constexpr int kMaxVectors = 8;                        // vectors of the widest tile
 constexpr int kMaxPointerRows = 8;                    // row pointers that stay in general registers beside the counters (16 on x86-64)
 constexpr int kMaxLaneTaps = 7, kMaxLaneVectors = 4;  // depthwise layers
+constexpr int kMaxProductRows = 4, kMaxProductTaps = 8;
 
 template <class T>
 struct SpatialTile {
@@ -87,6 +88,17 @@ struct LaneProduct {
   T* c;
   int64_t ldc;
   bool accumulate;
+};
+
+template <class T>
+struct PositionProduct {
+  const T* rows;
+  int64_t row_stride, row_line;
+  const T* taps;
+  const int64_t* tap_offset;  // [taps], elements
+  int64_t tap_line, lines, positions;
+  T* sums;
+  int64_t sums_row;
 };
 
 // dst[m*dst_column + r*dst_pitch + i] += src[m*src_column + r*src_pitch + i] for m < columns, r < rows, i < n
@@ -174,6 +186,7 @@ struct TileKernels {
   void (*phased_rows[3][kMaxVectors + 1])(const PhasedRows<T>&, DType);   // [phases h][vectors]
   void (*pointer[kMaxVectors + 1][kMaxPointerRows + 1])(const PointerTile<T>&);
   void (*lane_product[kMaxLaneTaps + 1][kMaxLaneVectors + 1])(const LaneProduct<T>&);
+  void (*position_product[kMaxProductRows + 1][kMaxProductTaps + 1])(const PositionProduct<T>&);
   void (*combine_rows)(T* dst, int64_t dst_pitch, const T* a, const T* b, T factor, int64_t src_pitch, int64_t rows, int64_t n);
   void (*add_runs)(T* dst, const T* a, const T* b, int64_t n);
   void (*add_rows)(const RowsAdd<T>&);

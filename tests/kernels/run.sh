@@ -34,7 +34,7 @@ for isa in "${isas[@]}"; do
   "$compiler" "${flags[@]}" "${tile_flags[@]}" ${isa_flags[$isa]} -c "kernels/isa/$isa.cc" -o "$work/isa_$isa.o"
   flags+=("-DTCONV3D_HAVE_${isa^^}")
 done
-for source in kernels/{engine,region,spatial,phased,depthwise,rows,channels,panels,two_tap,two_tap_panels,two_tap_samples,two_tap_weight_grad,col2im,weight_grad,memory,openmp,threads,isa/isa}.cc; do
+for source in kernels/{engine,region,spatial,phased,depthwise,rows,channels,panels,two_tap,two_tap_panels,two_tap_samples,two_tap_weight_grad,position_weight_grad,col2im,weight_grad,memory,openmp,threads,isa/isa}.cc; do
   "$compiler" "${flags[@]}" -O1 -c "$source" -o "$work/$(basename "$source" .cc).o"
 done
 
