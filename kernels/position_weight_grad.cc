@@ -24,8 +24,9 @@ constexpr int64_t kMostSums = int64_t(1) << 17;    // elements of a task's sums:
 constexpr int64_t kMostPacked = int64_t(1) << 20;  // elements of the smallest block, 4 MiB of float32: larger ones would leave the caches
 // Packed bytes of a block, whatever the caches, since blocks fix the order of additions: three quarters of 512 KiB.
 constexpr int64_t kBlockBytes = int64_t(384) << 10;
-constexpr int64_t kTasks = 16;       // so many, where blocks and channels allow
-constexpr double kStepCycles = 1e8;  // of a task, between two looks for an interrupt
+constexpr int64_t kTasks = 16;        // so many, where blocks and channels allow
+constexpr double kStepCycles = 1e8;   // of a task, between two looks for an interrupt
+constexpr int64_t kMostStrands = 64;  // each has sums of its own for all weights
 // Vectors of a row from which on several channels of the input are read where they are, row by row: gcnet_deconv5, 403 MB of input, two threads, 69 ms
 // packed and 60 so.
 constexpr int64_t kLongRow = 4;
@@ -63,8 +64,8 @@ class PositionWeightGrad : public WeightGradPlan {
     by_row_ = in_ > 1 && p.axis[2].input >= kLongRow * k_.lanes;
     choose_tile();
     choose_block();
-    const int64_t units = p.groups * ceil_div(out_, channels_);
-    strands_ = std::clamp<int64_t>(std::max(ceil_div(kTasks, units), int64_t(cycles / double(units) / kStepCycles)), 1, std::max<int64_t>(1, blocks()));
+    const int64_t units = p.groups * ceil_div(out_, channels_), steps = int64_t(std::min(cycles / double(units) / kStepCycles, double(kMostStrands)));
+    strands_ = std::clamp<int64_t>(std::max(ceil_div(kTasks, units), steps), 1, std::max<int64_t>(1, blocks()));
   }
 
   std::string describe() const override {
