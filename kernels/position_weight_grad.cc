@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Weight gradient with the positions on the vector lanes: depthwise layers and those of few channels, which leave lanes empty or turn every sample to
-// channels last for a handful of products (weight_grad.cc). Both operands are packed as rows of one pitch (region.h), so that a tap is an offset and the
-// rows of a plane are one run:
+// channels last for a handful of products (weight_grad.cc). grad_output is packed as rows of one pitch (region.h), and the input too unless it can be read
+// in place, row by row; so a tap is an offset, and the rows of a plane are one run:
 //
-//     input = [channel of a tile][d][h][pitch]   grad_output = [w phase][channel][d][h of each phase][pitch]   of a block of positions, zeros between
-//     sums  = [out][in][tap][lane]               of a task: some channels out, and the blocks of a strand, added in order
+//     input       = [d][channel][h][pitch]              of a block of positions, zeros between rows
+//     grad_output = [w segment][d][channel][h][pitch]   all that the block's taps reach, zeros beyond the array
+//     sums        = [out][in][tap][lane]                of a task: some channels out, and the blocks of a strand, added in order
 //
-// Zeros between rows meet samples of the other operand: exact while those are finite. A sum that is not makes weight_grad.cc start over.
+// These zeros meet samples of the other operand: exact while those are finite. A sum that is not makes weight_grad.cc start over.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -19,14 +20,14 @@ namespace tconv3d {
 
 namespace {
 
-constexpr int64_t kChain = 1024;                   // terms added in one chain of multiply-adds
-constexpr int64_t kMostSums = int64_t(1) << 17;    // elements of a task's sums: 512 KiB of float32
-constexpr int64_t kMostPacked = int64_t(1) << 20;  // elements of the smallest block, 4 MiB of float32: larger ones would leave the caches
+constexpr int64_t kMostSums = int64_t(1) << 17;    // elements of a task's sums: 512 KiB of float32, 1 MiB of float64
+constexpr int64_t kMostPacked = int64_t(1) << 20;  // elements of the smallest block, 4 and 8 MiB; twice as many of channels at once
 // Packed bytes of a block, whatever the caches, since blocks fix the order of additions: three quarters of 512 KiB.
 constexpr int64_t kBlockBytes = int64_t(384) << 10;
-constexpr int64_t kTasks = 16;        // so many, where blocks and channels allow
-constexpr double kStepCycles = 1e8;   // of a task, between two looks for an interrupt
-constexpr int64_t kMostStrands = 64;  // each has sums of its own for all weights
+constexpr int64_t kTasks = 16;         // so many, where blocks and channels allow
+constexpr double kStepCycles = 1e8;    // of a task, between two looks for an interrupt, as far as so many strands allow:
+constexpr int64_t kMostStrands = 64;   // each has sums of its own for all weights
+constexpr int64_t kMostChannels = 32;  // at once: a line of 16-bit neighbours
 // Vectors of a row from which on several channels of the input are read where they are, row by row: gcnet_deconv5, 403 MB of input, two threads, 69 ms
 // packed and 60 so.
 constexpr int64_t kLongRow = 4;
@@ -64,7 +65,9 @@ class PositionWeightGrad : public WeightGradPlan {
     by_row_ = in_ > 1 && p.axis[2].input >= kLongRow * k_.lanes;
     choose_tile();
     choose_block();
-    const int64_t units = p.groups * ceil_div(out_, channels_), steps = int64_t(std::min(cycles / double(units) / kStepCycles, double(kMostStrands)));
+    // Strands do not know the memory format, so depthwise channels count as if they were neighbours.
+    const int64_t units = depthwise_ ? ceil_div(p.groups, kMostChannels) : p.groups * ceil_div(out_, channels_),
+                  steps = int64_t(std::min(cycles / double(units) / kStepCycles, double(kMostStrands)));
     strands_ = std::clamp<int64_t>(std::max(ceil_div(kTasks, units), steps), 1, std::max<int64_t>(1, blocks()));
   }
 
@@ -75,7 +78,7 @@ class PositionWeightGrad : public WeightGradPlan {
 
   bool run(const View& x, const View& gy, const View& gw, const Options& options) const override {
     const int64_t weights = p_.in_channels * out_ * taps_;
-    Scratch scratch(size_t(strands_ * weights) * sizeof(T));
+    Scratch scratch(size_t(strands_ * weights + k_.lanes) * sizeof(T));  // whole vectors of the last strand are read
     T* const totals = reinterpret_cast<T*>(scratch.data());
     const Packing packing(*this, x, gy, channels_at_once(gy));
     const int64_t parts = ceil_div(p_.out_channels / groups_, packing.channels()), units = groups_ * parts;
@@ -143,11 +146,12 @@ class PositionWeightGrad : public WeightGradPlan {
     return plan;
   }
 
-  // Of grad_output. Channels side by side in memory: as many as fill a line, if they and their sums fit.
+  // Of grad_output. Channels side by side in memory: as many as fill a line, if they and their sums fit, in equal parts.
   int64_t channels_at_once(const View& gy) const {
     if (gy.stride[1] != 1) return channels_;
-    const int64_t line = std::min<int64_t>(64 / gy.element_size(), p_.out_channels / groups_);
-    return std::max(channels_, std::min({line, kMostSums / (in_ * taps_ * k_.lanes), kMostPacked / (packed_ / channels_)}));
+    const int64_t all = p_.out_channels / groups_, line = std::min<int64_t>(64 / gy.element_size(), all);
+    const int64_t most = std::max(channels_, std::min({line, kMostSums / (in_ * taps_ * k_.lanes), 2 * kMostPacked / (packed_ / channels_)}));
+    return ceil_div(all, ceil_div(all, most));
   }
 
   void choose_tile() {
@@ -165,10 +169,14 @@ class PositionWeightGrad : public WeightGradPlan {
     const Gather gy = gather({}, grad_axis_, p_.out_channels);
     for (int64_t depth = p_.axis[0].input, height = p_.axis[1].input;;) {
       const bool smallest = depth == 1 && height == 1;
+      const int64_t most = smallest ? kMostPacked : kBlockBytes / int64_t(sizeof(T));
       for (int64_t channels = depthwise_ ? 1 : out_; channels >= 1; channels = channels > 1 ? ceil_div(channels, 2) : 0) {
+        // Before anything is laid out: a plan for a layer of many channels took 78 us, and sizes near 2^63 would wrap.
+        const double positions = double(depth) * double(height) * double(p_.axis[2].input);
+        if (double(in_) * double(channels * taps_ * k_.lanes) > double(kMostSums) || double(channels + in_) * positions > double(most)) continue;
         const RegionPlan grad = grad_plan(gy, {depth, height, p_.axis[2].input}, channels);
         const int64_t size = grad.size + input_plan(grad, in_).size;
-        if (in_ * channels * taps_ * k_.lanes > kMostSums || size > (smallest ? kMostPacked : kBlockBytes / int64_t(sizeof(T)))) continue;
+        if (size > most) continue;
         if (const double price = block_cycles(gy, grad); price < cycles)
           cycles = price, block_ = grad.block, blocks_ = grad.blocks, channels_ = channels, packed_ = size;
       }
@@ -243,15 +251,15 @@ class PositionWeightGrad : public WeightGradPlan {
     const RegionPlan& gy = packing.grad_plan;
     for_each_piece(in_, tile_rows_, [&](int64_t row, int64_t rows) {
       for_each_piece(taps_, tile_taps_, [&](int64_t tap, int64_t taps) {
-        const auto multiply = k_.position_product[rows][taps];
+        const auto product = k_.position_product[rows][taps];
         PositionProduct<T> job{x.first + row * x.channel, x.channel, 0, grad, &packing.offsets[size_t(tap)], 0, 0, 0, sums + (row * taps_ + tap) * k_.lanes,
                                taps_ * k_.lanes};
         if (!by_row_) {
-          add_chains(multiply, job, b.size[0], x.plane, gy.depth_stride, packing.grad.run_length(b));
+          add_chains(product, job, b.size[0], x.plane, gy.depth_stride, packing.grad.run_length(b));
           return;
         }
         for (int64_t d = 0; d < b.size[0]; ++d, job.rows += x.plane, job.taps += gy.depth_stride)
-          add_chains(multiply, job, b.size[1], x.row, gy.row_stride, b.size[2]);
+          add_chains(product, job, b.size[1], x.row, gy.row_stride, b.size[2]);
       });
     });
   }

@@ -16,7 +16,6 @@ namespace tconv3d {
 
 namespace {
 
-constexpr int64_t kChain = 1024;  // terms added in one chain of multiply-adds
 // Packed bytes of a block, whatever the caches since they fix the order of additions. Sums that outgrow the second-level cache are read and written
 // anew for each block, so then blocks are larger: 3dgan_l2, whose sums take 33 MB, 55 to 45 ms.
 constexpr int64_t kBlockBytes = int64_t(1) << 20, kLargeBlockBytes = int64_t(8) << 20, kLargeSumsBytes = int64_t(4) << 20;
@@ -103,7 +102,7 @@ class WeightGrad {
     cycles_ = cut_blocks();
   }
 
-  // Of products and packing; rough where taps share a tile, which are counted one by one.
+  // Of products and packing.
   double cycles() const { return cycles_; }
   bool taps_share_tiles() const { return merges_ || depthwise_; }
 

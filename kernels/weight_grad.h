@@ -10,6 +10,8 @@
 
 namespace tconv3d {
 
+constexpr int64_t kChain = 1024;  // terms added in one chain of multiply-adds, but for the two-tap method's
+
 // Cycles to turn an element to channels last.
 constexpr double kPackedSample = 1.5;
 
@@ -27,7 +29,7 @@ void store_taps(const Problem& p, const View& gw, int64_t at, int64_t lane_strid
                 lanes, gw.dtype);
 }
 
-// The weight gradient of one problem by the two-tap method.
+// How the weight gradient of one problem is formed, other than with channels on the lanes.
 class WeightGradPlan {
  public:
   virtual ~WeightGradPlan() = default;

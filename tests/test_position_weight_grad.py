@@ -42,6 +42,7 @@ LAYERS = {
     "depthwise, several blocks": Layer(1, (3, 3), (20, 40, 41), (5, 5, 5), (2, 2, 2), (2, 2, 2), (39, 79, 81), 3),
     "depthwise, stride 3": Layer(3, (4, 4), (7, 17, 19), (4, 2, 5), (3, 3, 3), (0, 0, 1), (22, 50, 57), 4),
     "one out, rows in place": Layer(2, (7, 1), (6, 9, 70), (3, 3, 3), (2, 2, 2), (1, 1, 1), (12, 18, 140)),
+    "strands of odd length": Layer(13, (3, 1), (1, 20, 40), (3, 5, 7), (2, 2, 2), (0, 0, 0), (3, 43, 85)),
     "one in": Layer(2, (1, 5), (6, 15, 17), (4, 4, 4), (2, 2, 2), (1, 1, 1), (12, 30, 34)),
     "groups of two and three": Layer(1, (6, 9), (6, 19, 21), (5, 4, 3), (1, 2, 3), (2, 1, 0), (6, 38, 63), 3),
     "dilated, taps far apart": Layer(
@@ -54,16 +55,14 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "contiguous": np.ascontiguousarray,
     "channels last": lambda a: np.ascontiguousarray(np.moveaxis(a, 1, -1)).transpose(0, 4, 1, 2, 3),
     "reversed": lambda a: np.ascontiguousarray(a[:, ::-1, ::-1, :, ::-1])[:, ::-1, ::-1, :, ::-1],
+    "expanded": lambda a: np.broadcast_to(a[:, :, :1, :1, :1], a.shape),
     "every other": lambda a: np.repeat(a, 2, axis=4)[..., ::2],
 }
 
 
-def plan(layer: Layer) -> str:
-    g = layer.geometry()
-    arguments = (g.stride, g.dilation, g.crop_front, g.groups)
-    return _core.describe_weight_grad(
-        (layer.batch, layer.channels[0], *g.input_size), layer.weight_shape(), g.output_size, *arguments
-    )
+def plan(layer: Layer, dtype: Any) -> str:
+    shape = (layer.batch, layer.channels[0], *layer.size)
+    return _engine.describe_weight_grad(shape, layer.weight_shape(), layer.geometry(), np.dtype(dtype).name)
 
 
 def operands(layer: Layer, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +72,7 @@ def operands(layer: Layer, dtype: Any = np.float32) -> tuple[np.ndarray, np.ndar
 
 
 def weight_grad(x: np.ndarray, gy: np.ndarray, layer: Layer) -> np.ndarray:
-    assert "positions on the lanes" in plan(layer)
+    assert "positions on the lanes" in plan(layer, x.dtype)
     return _engine.weight_grad(x, gy, layer.geometry())
 
 
@@ -93,7 +92,9 @@ def test_against_the_reference(instruction_set: str, name: str, layout: str) -> 
     layer = LAYERS[name]
     x, gy = operands(layer)
     tconv3d.set_num_threads(2)
-    gw = weight_grad(LAYOUTS[layout](x), LAYOUTS[layout](gy), layer)
+    if layout == "expanded":  # a gradient as sum().backward() sends it
+        gy[:] = gy[:, :, :1, :1, :1]
+    gw = weight_grad(x if layout == "expanded" else LAYOUTS[layout](x), LAYOUTS[layout](gy), layer)
     want = expected(x, gy, layer)
     assert_allclose(gw, want, rtol=0, atol=3e-6 * np.sqrt(np.prod(layer.size) * layer.batch))
 

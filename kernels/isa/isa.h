@@ -90,6 +90,7 @@ struct LaneProduct {
   bool accumulate;
 };
 
+// sums[r][t][lane] += sum over d < lines, p < positions of rows[r*row_stride + d*row_line + p] * taps[tap_offset[t] + d*tap_line + p]
 template <class T>
 struct PositionProduct {
   const T* rows;
