@@ -263,53 +263,97 @@ static inline void load_row(T* dst, const void* src, const RowsLoad<T>& a, bool 
   clear(dst + n, right, whole);
 }
 
-// Elements i and on of phase P and the next ones, out of vectors that hold all phases of a row.
-template <class T, int Step, int Phases, int P = 0>
-static inline __attribute__((always_inline)) void store_turns(const Vec<T> (&v)[Step], const typename RowsLoad<T>::Phase (&phase)[Phases], int64_t i,
-                                                              bool whole) {
-  if constexpr (P < Phases) {
-    const int64_t n = phase[P].n - i;
-    T* const dst = phase[P].dst + phase[P].left + i;
-    if (n >= kLanes<T> || (whole && n > 0))
-      store<T>(dst, unzip_from<T, P>(v));
-    else if (n > 0)
-      store_first<T>(dst, unzip_from<T, P>(v), n);
-    store_turns<T, Step, Phases, P + 1>(v, phase, i, whole);
+// Elements i and on of each phase, out of vectors that hold all phases of a row.
+template <class T, int Phases>
+static inline __attribute__((always_inline)) void store_turns(const Vec<T>* v, const typename RowsLoad<T>::Phase (&phase)[Phases], int64_t i) {
+#pragma GCC unroll 4
+  for (int p = 0; p < Phases; ++p) {
+    const int64_t n = phase[p].n - i;
+    if (n > 0) store_part<T>(phase[p].dst + phase[p].left + i, v[p], n < kLanes<T> ? n : kLanes<T>);
   }
+}
+
+// Step vectors of a row whose phases take turns, one vector of each phase.
+template <class T, int Step>
+static inline __attribute__((always_inline)) void load_vectors(const T* src, int64_t ahead, Vec<T> (&out)[Step]) {
+  Vec<T> v[Step];
+#pragma GCC unroll 4
+  for (int j = 0; j < Step; ++j) {
+    __builtin_prefetch(src + ahead + j * kLanes<T>);
+    v[j] = load<T>(src + j * kLanes<T>);
+    keep_in_register<T>(v[j]);
+  }
+  unzip<T>(v, out);
+}
+
+// Rows of phases that take turns, in whole vectors without asking where a row ends: those that may be overrun, since zeros and the next row come over what
+// is too much, or all where rows are whole vectors without zeros. Returns how many rows that were.
+template <class T, int Step, int Phases>
+static inline int64_t load_turns_whole(const RowsLoad<T>& a, int64_t most) {
+  const int64_t read = (most + kLanes<T> - 1) / kLanes<T> * kLanes<T>, pitch = a.pitch, ahead = a.ahead, row_stride = a.row_stride;
+  T* to[Phases];
+  int64_t n[Phases];
+  bool zeros = false, overrun = pitch == a.width;
+#pragma GCC unroll 4
+  for (int p = 0; p < Phases; ++p) {
+    n[p] = a.phase[p].n;
+    to[p] = a.phase[p].dst + a.phase[p].left;
+    zeros = zeros || n[p] < a.width;
+    // One vector of zeros covers the end of a row and the beginning of the next, and no row is stored farther than a vector past its end.
+    overrun = overrun && a.width - n[p] <= kLanes<T> && a.phase[p].left + read <= a.width + kLanes<T>;
+  }
+  const int64_t rows = !zeros && read == most ? a.rows : overrun ? a.rows - (kLanes<T> + pitch - 1) / pitch : 0;
+  if (rows > 0 && zeros) {
+#pragma GCC unroll 4
+    for (int p = 0; p < Phases; ++p) store<T>(a.phase[p].dst, Vec<T>{});
+  }
+  const T* src = static_cast<const T*>(a.src);
+  int64_t r = 0;
+  for (; r < rows && src + Step * read <= a.end; ++r, src += row_stride) {
+    for (int64_t i = 0; i < most; i += kLanes<T>) {
+      Vec<T> v[Step];
+      load_vectors<T>(src + Step * i, ahead, v);
+#pragma GCC unroll 4
+      for (int p = 0; p < Phases; ++p) store<T>(to[p] + i, v[p]);
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < Phases; ++p) {
+      if (zeros) store<T>(to[p] + n[p], Vec<T>{});
+      to[p] += pitch;
+    }
+  }
+  return r;
 }
 
 // Rows of phases that take turns, on whole vectors as long as they lie in the array. Not under masks: masked loads that miss the caches took up to five
 // times as long (15 elements, a stride of 2, out of 12 MB: 5.5 ns a row, 1.9 whole).
 template <class T, int Step, int Phases>
 static void load_turns(const RowsLoad<T>& a) {
-  typename RowsLoad<T>::Phase phase[Phases];
   int64_t most = 0;
+#pragma GCC unroll 4
+  for (int p = 0; p < Phases; ++p) most = most > a.phase[p].n ? most : a.phase[p].n;
+  const int64_t done = load_turns_whole<T, Step, Phases>(a, most);
+  typename RowsLoad<T>::Phase phase[Phases];
 #pragma GCC unroll 4
   for (int p = 0; p < Phases; ++p) {
     phase[p] = a.phase[p];
-    most = most > phase[p].n ? most : phase[p].n;
+    phase[p].dst += done * a.pitch;
   }
-  const T* src = static_cast<const T*>(a.src);
-  for (int64_t r = 0; r < a.rows; ++r, src += a.row_stride) {
-    const bool whole = may_overrun(a, r);
+  const T* src = static_cast<const T*>(a.src) + done * a.row_stride;
+  for (int64_t r = done; r < a.rows; ++r, src += a.row_stride) {
 #pragma GCC unroll 4
-    for (int p = 0; p < Phases; ++p) clear(phase[p].dst, phase[p].left, whole);
+    for (int p = 0; p < Phases; ++p) clear(phase[p].dst, phase[p].left, false);
     int64_t i = 0;
     for (; i < most && src + Step * (i + kLanes<T>) <= a.end; i += kLanes<T>) {
       Vec<T> v[Step];
-#pragma GCC unroll 4
-      for (int j = 0; j < Step; ++j) {
-        const T* const from = src + Step * i + j * kLanes<T>;
-        __builtin_prefetch(from + a.ahead);
-        v[j] = load<T>(from);
-      }
-      store_turns<T, Step, Phases>(v, phase, i, whole);
+      load_vectors<T>(src + Step * i, a.ahead, v);
+      store_turns<T, Phases>(v, phase, i);
     }
 #pragma GCC unroll 4
     for (int p = 0; p < Phases; ++p) {
       T* const dst = phase[p].dst + phase[p].left;
       for (int64_t j = i; j < phase[p].n; ++j) dst[j] = src[j * Step + p];
-      clear(dst + phase[p].n, a.width - phase[p].left - phase[p].n, whole);
+      clear(dst + phase[p].n, a.width - phase[p].left - phase[p].n, false);
       phase[p].dst += a.pitch;
     }
   }

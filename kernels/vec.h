@@ -204,32 +204,62 @@ static inline void transpose(Vec<T> (&rows)[kLanes<T>]) {
 
 // Every second element of the 2 * kLanes elements in (a, b): the inverse of zip.
 template <class T, int Odd, int... I>
-static inline Vec<T> unzip_half(Vec<T> a, Vec<T> b, Indices<I...>) {
+static inline Vec<T> every_second(Vec<T> a, Vec<T> b, Indices<I...>) {
   return __builtin_shufflevector(a, b, (2 * I + Odd)...);
 }
-template <class T, int Odd>
-static inline Vec<T> unzip(Vec<T> a, Vec<T> b) {
-  return unzip_half<T, Odd>(a, b, typename MakeIndices<kLanes<T>>::type{});
+template <class T>
+static inline void unzip(const Vec<T> (&v)[2], Vec<T> (&out)[2]) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // Whole halves first: 4 shuffles, 2 of them across halves, for 6 and 4.
+  if constexpr (sizeof(T) == 4) {
+    const __m256 a = reinterpret_cast<__m256>(v[0]), b = reinterpret_cast<__m256>(v[1]);
+    const __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
+    out[0] = reinterpret_cast<Vec<T>>(_mm256_shuffle_ps(low, high, 0x88));
+    out[1] = reinterpret_cast<Vec<T>>(_mm256_shuffle_ps(low, high, 0xdd));
+    return;
+  }
+#endif
+  const typename MakeIndices<kLanes<T>>::type lanes{};
+  out[0] = every_second<T, 0>(v[0], v[1], lanes);
+  out[1] = every_second<T, 1>(v[0], v[1], lanes);
 }
 
 // Every third element of (a, b, c) from element First on: first those of a and b.
 template <class T, int First, int... I>
-static inline Vec<T> unzip3(Vec<T> a, Vec<T> b, Vec<T> c, Indices<I...>) {
+static inline Vec<T> every_third(Vec<T> a, Vec<T> b, Vec<T> c, Indices<I...>) {
   constexpr int kTwo = 2 * kLanes<T>;
   const Vec<T> ab = __builtin_shufflevector(a, b, (3 * I + First < kTwo ? 3 * I + First : 0)...);
   return __builtin_shufflevector(ab, c, (3 * I + First < kTwo ? I : 3 * I + First - kLanes<T>)...);
 }
+template <class T>
+static inline void unzip(const Vec<T> (&v)[3], Vec<T> (&out)[3]) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  // Three halves of each half first: 8 shuffles, 3 of them across halves, for 18 and 12.
+  if constexpr (sizeof(T) == 4) {
+    const __m256 a = reinterpret_cast<__m256>(v[0]), b = reinterpret_cast<__m256>(v[1]), c = reinterpret_cast<__m256>(v[2]);
+    const __m256 first = _mm256_blend_ps(a, b, 0xf0), second = _mm256_permute2f128_ps(a, c, 0x21), third = _mm256_blend_ps(b, c, 0xf0);
+    const __m256 xy = _mm256_shuffle_ps(second, third, 0x9e), yz = _mm256_shuffle_ps(first, second, 0x49);
+    out[0] = reinterpret_cast<Vec<T>>(_mm256_shuffle_ps(first, xy, 0x8c));
+    out[1] = reinterpret_cast<Vec<T>>(_mm256_shuffle_ps(yz, xy, 0xd8));
+    out[2] = reinterpret_cast<Vec<T>>(_mm256_shuffle_ps(yz, third, 0xcd));
+    return;
+  }
+#endif
+  const typename MakeIndices<kLanes<T>>::type lanes{};
+  out[0] = every_third<T, 0>(v[0], v[1], v[2], lanes);
+  out[1] = every_third<T, 1>(v[0], v[1], v[2], lanes);
+  out[2] = every_third<T, 2>(v[0], v[1], v[2], lanes);
+}
 
-// Every Step-th element, from element First on, of the Step * kLanes elements in v.
-template <class T, int First, int Step>
-static inline Vec<T> unzip_from(const Vec<T> (&v)[Step]) {
-  static_assert(Step >= 2 && Step <= 4 && First < Step);
-  if constexpr (Step == 2)
-    return unzip<T, First>(v[0], v[1]);
-  else if constexpr (Step == 3)
-    return unzip3<T, First>(v[0], v[1], v[2], typename MakeIndices<kLanes<T>>::type{});
-  else
-    return unzip<T, First / 2>(unzip<T, First % 2>(v[0], v[1]), unzip<T, First % 2>(v[2], v[3]));
+// Every fourth: every second one twice.
+template <class T>
+static inline void unzip(const Vec<T> (&v)[4], Vec<T> (&out)[4]) {
+  Vec<T> low[2], high[2], even[2], odd[2];
+  unzip<T>({v[0], v[1]}, low);
+  unzip<T>({v[2], v[3]}, high);
+  unzip<T>({low[0], high[0]}, even);
+  unzip<T>({low[1], high[1]}, odd);
+  out[0] = even[0], out[1] = odd[0], out[2] = even[1], out[3] = odd[1];
 }
 
 }  // namespace TCONV3D_ISA
