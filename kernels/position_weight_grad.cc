@@ -24,8 +24,6 @@ constexpr int64_t kMostSums = int64_t(1) << 17;    // elements of a task's sums:
 constexpr int64_t kMostPacked = int64_t(1) << 20;  // elements of the smallest block, 4 and 8 MiB; twice as many of channels at once
 // Packed bytes of a block, whatever the caches, since blocks fix the order of additions: three quarters of 512 KiB.
 constexpr int64_t kBlockBytes = int64_t(384) << 10;
-constexpr int64_t kTasks = 16;         // so many, where blocks and channels allow
-constexpr double kStepCycles = 1e8;    // of a task, between two looks for an interrupt, as far as so many strands allow:
 constexpr int64_t kMostStrands = 64;   // each has sums of its own for all weights
 constexpr int64_t kMostChannels = 32;  // at once: a line of 16-bit neighbours
 // Vectors of a row from which on several channels of the input are read where they are, row by row: gcnet_deconv5, 403 MB of input, two threads, 69 ms

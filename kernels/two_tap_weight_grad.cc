@@ -30,14 +30,12 @@ constexpr int64_t kPositions = 192;
 // Input channels that are combined at once, within the second-level cache: 192 KiB for them left psmnet_conv6 combining its gradients three times, 53 ms
 // for 43 on two threads.
 constexpr int64_t kCombinedBytes = int64_t(512) << 10;
-constexpr int64_t kTasks = 16;  // so many, if the sums of all strands fit kSumsBytes and a part has kPartChannels
-constexpr int64_t kSumsBytes = int64_t(32) << 20, kPartChannels = 48;
-constexpr int64_t kMostSumsBytes = int64_t(64) << 20;  // larger ones are formed in rounds of output channels
-constexpr double kStepCycles = 1e8;                    // of a task, between two looks for an interrupt
-constexpr double kCallCycles = 1e5;                    // of a group and round, beside its work
-constexpr int64_t kMostVectors = 4, kMostRows = 8;     // of a tile
-constexpr int64_t kMostKernel = 32;                    // taps of an axis
-constexpr int64_t kMostHalo = 64, kMostStride = 16;    // positions beyond a block, targets from one to the next: what a block holds stays small
+constexpr int64_t kSumsBytes = int64_t(32) << 20, kPartChannels = 48;  // of all strands, and of a part
+constexpr int64_t kMostSumsBytes = int64_t(64) << 20;                  // larger ones are formed in rounds of output channels
+constexpr double kCallCycles = 1e5;                                    // of a group and round, beside its work
+constexpr int64_t kMostVectors = 4, kMostRows = 8;                     // of a tile
+constexpr int64_t kMostKernel = 32;                                    // taps of an axis
+constexpr int64_t kMostHalo = 64, kMostStride = 16;                    // positions beyond a block, targets from one to the next: what a block holds stays small
 // Cycles of a tile beside its steps, of a combined vector, and of a vector of sums, in fresh memory. The best of a grid of prices, with the gain that
 // weight_grad.cc asks for: over 150 layers the choice is 1.135 times as fast as directly, and the better of both each time 1.160.
 constexpr double kSumsOfTile = 150, kCombinedVector = 2.5, kSumVector = 14;

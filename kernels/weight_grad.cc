@@ -66,7 +66,7 @@ struct Layout {
 
 // What a line adds to each tile that reads its rows in place. Two threads, ms, packed and in place: monai_swinunetr 21 and 12, nnunet_aniso 32 and 20,
 // kb_l1_77 6.5 and 3.9; lines of 4 to 6 (nnunet_320_320_4, monai_unet_384_64) lose a sixth.
-constexpr double kLineCycles = 36;
+constexpr double kInPlaceLine = 36;
 
 struct Lines {
   int64_t from_d, from_h, depth, rows, width;  // lines packed: [image][d][h], each width positions of all channels
@@ -187,7 +187,7 @@ class WeightGrad {
   Layout layout(bool lanes_are_input, bool in_place, int64_t row_taps = 1) const {
     const int64_t in = p_.in_channels / p_.groups, out = p_.out_channels / p_.groups;
     const int64_t rows = row_taps * (lanes_are_input ? out : in), lanes = lanes_are_input ? in : out;
-    const double line = in_place ? kLineCycles / double(std::max<int64_t>(1, p_.axis[2].input)) : 0;
+    const double line = in_place ? kInPlaceLine / double(std::max<int64_t>(1, p_.axis[2].input)) : 0;
     Layout best{lanes_are_input, in_place, 1, 1, std::numeric_limits<double>::infinity()};
     for (int64_t v = 1; v <= kVectors; ++v)
       for (int64_t r = 1; r <= (in_place ? kMaxPointerRows : kMaxRows) && r <= rows; ++r) {

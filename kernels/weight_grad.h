@@ -12,6 +12,9 @@ namespace tconv3d {
 
 constexpr int64_t kChain = 1024;  // terms added in one chain of multiply-adds, but for the two-tap method's
 
+constexpr int64_t kTasks = 16;       // so many, where blocks, channels and the memory for their sums allow
+constexpr double kStepCycles = 1e8;  // of a task, between two looks for an interrupt
+
 // Cycles to turn an element to channels last.
 constexpr double kPackedSample = 1.5;
 

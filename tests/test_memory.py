@@ -67,6 +67,36 @@ def test_peak_of_a_forward_call(layer: str, dtype: str, layout: str) -> None:
     assert used <= output + packed + ALLOWANCE
 
 
+GRADIENTS = """
+    import resource, sys
+    import numpy as np
+    import tconv3d
+
+    def peak():
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    name = sys.argv[1]
+    batch, c_in, c_out, groups, size, kernel, stride, padding = map(int, sys.argv[2:])
+    shape, weight = (batch, c_in) + (size,) * 3, (c_in, c_out // groups) + (kernel,) * 3
+    grad_output = np.full((batch, c_out) + ((size - 1) * stride + kernel - 2 * padding,) * 3, 0.5, np.float32)
+    other, size_of_result = (np.full(shape, 0.5, np.float32), weight) if name == "weight" else (np.full(weight, 0.5, np.float32), shape)
+    function = getattr(tconv3d, f"conv_transpose3d_{name}_grad")
+    operands = (other, grad_output) if name == "weight" else (grad_output, other)
+    before = peak()
+    gradient = function(*operands, size_of_result, stride, padding, groups=groups)
+    print(peak() - before, gradient.nbytes, 4 * np.prod(weight))
+"""
+
+
+@pytest.mark.parametrize("gradient", ["input", "weight"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_peak_of_a_gradient(layer: str, gradient: str) -> None:
+    """Packed weights, or sums in a layout of their own."""
+    used, result, packed = run_python(GRADIENTS, gradient, *map(str, LAYERS[layer]))
+    assert used <= result + packed + ALLOWANCE
+
+
 def test_a_refusal_allocates_nothing() -> None:
     """16 TiB of output: the error comes before any page is touched."""
     grown, refused = run_python("""

@@ -17,6 +17,19 @@ using Generator = std::mt19937;
 
 inline int64_t draw(Generator& generator, int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
 
+// An image of few channels, whose weight gradient is cut into blocks and strands.
+inline Problem draw_large_problem(Generator& generator) {
+  const auto draw = [&](int64_t low, int64_t high) { return tconv3d::draw(generator, low, high); };
+  Problem p{1, draw(1, 2), 0, 0, {}};
+  p.in_channels = p.groups * draw(1, 2);
+  p.out_channels = p.groups * draw(1, 2);
+  for (Axis& a : p.axis) {
+    a = {draw(18, 24), draw(2, 3), 2, 1, draw(0, 1), 0};
+    a.output = (a.input - 1) * a.stride + a.kernel - 2 * a.crop;
+  }
+  return p;
+}
+
 inline Problem draw_problem(Generator& generator) {
   const auto draw = [&](int64_t low, int64_t high) { return tconv3d::draw(generator, low, high); };
   Problem p{draw(1, 3), draw(1, 3), 0, 0, {}};
@@ -54,7 +67,8 @@ struct Case {
   std::array<int64_t, 5> xs, ws, ys;
   std::vector<T> x, w, gy, bias, y, gx, gw, right_y, right_gx, right_gw;
 
-  explicit Case(Generator& generator) : p(draw_problem(generator)) {
+  explicit Case(Generator& generator) : Case(generator, draw_problem(generator)) {}
+  Case(Generator& generator, const Problem& problem) : p(problem) {
     xs = {p.batch, p.in_channels, p.axis[0].input, p.axis[1].input, p.axis[2].input};
     ws = {p.in_channels, p.out_channels / p.groups, p.axis[0].kernel, p.axis[1].kernel, p.axis[2].kernel};
     ys = {p.batch, p.out_channels, p.axis[0].output, p.axis[1].output, p.axis[2].output};

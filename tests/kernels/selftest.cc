@@ -13,9 +13,9 @@ namespace {
 Generator generator(20240);
 
 template <class T>
-bool run_case(Family family, const char* algorithm, int threads) {
+bool run_case(Family family, const char* algorithm, int threads, bool large) {
   set_active_algorithm(algorithm);
-  Case<T> c(generator);
+  Case<T> c(generator, large ? draw_large_problem(generator) : draw_problem(generator));
   Options options;
   options.threads = threads;
   options.family = family;
@@ -35,7 +35,9 @@ int main(int argc, char** argv) {
     int wrong = 0;
     for (int i = 0; i < cases; ++i) {
       const char* const algorithm = i / 2 % 8 == 6 ? "two_tap" : i / 2 % 8 == 7 ? "col2im" : "automatic";
-      wrong += !(i % 2 ? run_case<float>(families[i / 2 % 8], algorithm, 1 + i % 3) : run_case<double>(families[i / 2 % 8], algorithm, 1 + i % 3));
+      const bool large = i / 2 % 8 == 0;
+      wrong +=
+          !(i % 2 ? run_case<float>(families[i / 2 % 8], algorithm, 1 + i % 3, large) : run_case<double>(families[i / 2 % 8], algorithm, 1 + i % 3, large));
     }
     std::printf("%s: %d cases, %d wrong\n", available_isa(isa), cases, wrong);
     if (wrong) return 1;
