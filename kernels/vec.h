@@ -234,7 +234,7 @@ static inline Vec<T> every_third(Vec<T> a, Vec<T> b, Vec<T> c, Indices<I...>) {
 template <class T>
 static inline void unzip(const Vec<T> (&v)[3], Vec<T> (&out)[3]) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
-  // Three halves of each half first: 8 shuffles, 3 of them across halves, for 18 and 12.
+  // Halves of the three that belong together first: 8 operations, one of them across halves, for 18 and 12.
   if constexpr (sizeof(T) == 4) {
     const __m256 a = reinterpret_cast<__m256>(v[0]), b = reinterpret_cast<__m256>(v[1]), c = reinterpret_cast<__m256>(v[2]);
     const __m256 first = _mm256_blend_ps(a, b, 0xf0), second = _mm256_permute2f128_ps(a, c, 0x21), third = _mm256_blend_ps(b, c, 0xf0);
