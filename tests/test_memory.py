@@ -80,11 +80,12 @@ GRADIENTS = """
     batch, c_in, c_out, groups, size, kernel, stride, padding = map(int, sys.argv[2:])
     shape, weight = (batch, c_in) + (size,) * 3, (c_in, c_out // groups) + (kernel,) * 3
     grad_output = np.full((batch, c_out) + ((size - 1) * stride + kernel - 2 * padding,) * 3, 0.5, np.float32)
-    other, size_of_result = (np.full(shape, 0.5, np.float32), weight) if name == "weight" else (np.full(weight, 0.5, np.float32), shape)
+    other, wanted = (shape, weight) if name == "weight" else (weight, shape)
+    operand = np.full(other, 0.5, np.float32)
+    operands = (operand, grad_output) if name == "weight" else (grad_output, operand)
     function = getattr(tconv3d, f"conv_transpose3d_{name}_grad")
-    operands = (other, grad_output) if name == "weight" else (grad_output, other)
     before = peak()
-    gradient = function(*operands, size_of_result, stride, padding, groups=groups)
+    gradient = function(*operands, wanted, stride, padding, groups=groups)
     print(peak() - before, gradient.nbytes, 4 * np.prod(weight))
 """
 
