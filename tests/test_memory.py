@@ -35,7 +35,8 @@ PEAK = """
     def peak():
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
+"""
+FORWARD = f"""{PEAK}
     name, layout = sys.argv[1:3]
     batch, c_in, c_out, groups, size, kernel, stride, padding = map(int, sys.argv[3:])
     dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
@@ -63,19 +64,11 @@ LAYERS = {
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_peak_of_a_forward_call(layer: str, dtype: str, layout: str) -> None:
-    used, output, packed = run_python(PEAK, dtype, layout, *map(str, LAYERS[layer]))
+    used, output, packed = run_python(FORWARD, dtype, layout, *map(str, LAYERS[layer]))
     assert used <= output + packed + ALLOWANCE
 
 
-GRADIENTS = """
-    import resource, sys
-    import numpy as np
-    import tconv3d
-
-    def peak():
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
+GRADIENTS = f"""{PEAK}
     name = sys.argv[1]
     batch, c_in, c_out, groups, size, kernel, stride, padding = map(int, sys.argv[2:])
     shape, weight = (batch, c_in) + (size,) * 3, (c_in, c_out // groups) + (kernel,) * 3
@@ -83,7 +76,7 @@ GRADIENTS = """
     other, wanted = (shape, weight) if name == "weight" else (weight, shape)
     operand = np.full(other, 0.5, np.float32)
     operands = (operand, grad_output) if name == "weight" else (grad_output, operand)
-    function = getattr(tconv3d, f"conv_transpose3d_{name}_grad")
+    function = getattr(tconv3d, "conv_transpose3d_" + name + "_grad")
     before = peak()
     gradient = function(*operands, wanted, stride, padding, groups=groups)
     print(peak() - before, gradient.nbytes, 4 * np.prod(weight))
